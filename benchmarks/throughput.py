@@ -1,0 +1,237 @@
+"""Training step and inference of our ViT beside timm, torchvision and vit-pytorch, in one run.
+
+    python benchmarks/throughput.py                      # every size and dtype, this machine's device
+    python benchmarks/throughput.py --sizes Ti/4@32      # one size, quick
+    python benchmarks/throughput.py --json benchmarks/results/throughput_cpu.json
+
+The models take turns, round after round, so that a machine whose speed drifts drifts for all of
+them. A speed is the median over rounds; a ratio is the median of the ratios within each round.
+Above 1 we are faster. A training step is forward, cross-entropy, backward and AdamW.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helpers.model import VisionTransformer
+
+SIZES = {
+    "Ti/4@32": dict(img_size=32, patch_size=4, embed_dim=192, depth=12, num_heads=3, num_classes=10),
+    "S/4@32": dict(img_size=32, patch_size=4, embed_dim=384, depth=12, num_heads=6, num_classes=10),
+    "B/16@224": dict(
+        img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12, num_classes=1000
+    ),
+}
+BATCH = {  # images a step: (CPU, GPU)
+    "Ti/4@32": (64, 2048),
+    "S/4@32": (32, 1024),
+    "B/16@224": (4, 256),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_ours(size):
+    return VisionTransformer(**size)
+
+
+def build_timm(size):
+    from timm.models.vision_transformer import VisionTransformer as TimmViT
+
+    return TimmViT(**size)
+
+
+def build_torchvision(size):
+    from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
+
+    return TorchvisionViT(
+        image_size=size["img_size"],
+        patch_size=size["patch_size"],
+        num_layers=size["depth"],
+        num_heads=size["num_heads"],
+        hidden_dim=size["embed_dim"],
+        mlp_dim=4 * size["embed_dim"],
+        num_classes=size["num_classes"],
+    )
+
+
+def build_vit_pytorch(size):
+    from vit_pytorch import ViT
+
+    return ViT(
+        image_size=size["img_size"],
+        patch_size=size["patch_size"],
+        depth=size["depth"],
+        heads=size["num_heads"],
+        dim=size["embed_dim"],
+        dim_head=size["embed_dim"] // size["num_heads"],
+        mlp_dim=4 * size["embed_dim"],
+        num_classes=size["num_classes"],
+    )
+
+
+BUILDERS = {
+    "ours": build_ours,
+    "timm": build_timm,
+    "torchvision": build_torchvision,
+    "vit-pytorch": build_vit_pytorch,
+}
+
+
+def build_models(size, device):
+    """Every model whose library is installed, by name; a missing one is named on stderr."""
+    models = {}
+    for name, build in BUILDERS.items():
+        try:
+            models[name] = build(size).to(device)
+        except ImportError:
+            print(f"{name} is not installed and sits this one out", file=sys.stderr)
+    return models
+
+
+def training_step(model, images, labels, dtype):
+    """A function that does one training step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    model.train()
+
+    def step():
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def inference_step(model, images, labels, dtype):
+    """A function that computes the logits of one batch; labels are not needed."""
+    model.eval()
+
+    @torch.inference_mode()
+    def step():
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            model(images)
+
+    return step
+
+
+MODES = {"training": training_step, "inference": inference_step}
+
+
+def seconds(step, device):
+    """Wall-clock seconds of one step, the device's queue empty before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def race(steps, rounds, device):
+    """{name: step} -> {name: seconds of each round}. The order turns round by round."""
+    names = list(steps)
+    for name in names:
+        for _ in range(2):
+            steps[name]()
+    times = {name: [] for name in names}
+    for turn in range(rounds):
+        for k in range(len(names)):
+            name = names[(turn + k) % len(names)]
+            times[name].append(seconds(steps[name], device))
+    return times
+
+
+def compare(size_name, mode, dtype_name, rounds, device):
+    """One row of the table: images a second for each model, and our ratio to each peer."""
+    size = SIZES[size_name]
+    batch = BATCH[size_name][device.type == "cuda"]
+    torch.manual_seed(0)
+    images = torch.randn(batch, 3, size["img_size"], size["img_size"], device=device)
+    labels = torch.randint(size["num_classes"], (batch,), device=device)
+    models = build_models(size, device)
+    dtype = DTYPES[dtype_name]
+    steps = {name: MODES[mode](model, images, labels, dtype) for name, model in models.items()}
+    times = race(steps, rounds, device)
+    ratios = {
+        name: [t / ours for t, ours in zip(times[name], times["ours"], strict=True)]
+        for name in times
+        if name != "ours"
+    }
+    return {
+        "size": size_name,
+        "mode": mode,
+        "dtype": dtype_name,
+        "batch": batch,
+        "rounds": rounds,
+        "images_per_second": {n: batch / statistics.median(t) for n, t in times.items()},
+        "ours_over_peer": {n: statistics.median(r) for n, r in ratios.items()},
+        "ours_over_peer_quartiles": {n: statistics.quantiles(r, n=4)[::2] for n, r in ratios.items()},
+    }
+
+
+def device_name(device):
+    """The GPU's name, or the CPU's as the operating system gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name") and line.split(":")[1].strip():
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def print_row(row):
+    speeds = "  ".join(f"{name} {speed:8.1f}" for name, speed in row["images_per_second"].items())
+    ratios = "  ".join(f"{name} {ratio:.2f}" for name, ratio in row["ours_over_peer"].items())
+    label = f"{row['size']:9} {row['mode']:9} {row['dtype']:8} batch {row['batch']:4}"
+    print(f"{label} | images/s: {speeds} | ours over: {ratios}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of every model (default 15)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    args = parser.parse_args()
+
+    device = torch.device(args.device)
+    libraries = ("torch", "torchvision", "timm", "vit-pytorch")
+    rows = []
+    for size_name in args.sizes:
+        for mode in args.modes:
+            for dtype_name in args.dtypes:
+                rows.append(compare(size_name, mode, dtype_name, args.rounds, device))
+                print_row(rows[-1])
+    result = {
+        "what": "images a second, models interleaved in one run; ours_over_peer above 1: we are faster",
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "cores": os.cpu_count(),
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in libraries}},
+        "rows": rows,
+    }
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
