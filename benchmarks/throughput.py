@@ -1,6 +1,6 @@
 """Training step and inference of our ViT beside timm, torchvision and vit-pytorch, in one run.
 
-    python benchmarks/throughput.py                      # every size and dtype, this machine's device
+    python benchmarks/throughput.py                      # all of it, on this machine's device
     python benchmarks/throughput.py --sizes Ti/4@32      # one size, quick
     python benchmarks/throughput.py --json benchmarks/results/throughput_cpu.json
 
@@ -12,12 +12,11 @@ Above 1 we are faster. A training step is forward, cross-entropy, backward and A
 import argparse
 import datetime
 import json
-import os
 import platform
 import statistics
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -26,12 +25,10 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers.model import VisionTransformer
 
-SIZES = {
-    "Ti/4@32": dict(img_size=32, patch_size=4, embed_dim=192, depth=12, num_heads=3, num_classes=10),
-    "S/4@32": dict(img_size=32, patch_size=4, embed_dim=384, depth=12, num_heads=6, num_classes=10),
-    "B/16@224": dict(
-        img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12, num_classes=1000
-    ),
+SIZES = {  # patch_size, img_size, embed_dim, num_heads, num_classes; all are 12 blocks deep
+    "Ti/4@32": (4, 32, 192, 3, 10),
+    "S/4@32": (4, 32, 384, 6, 10),
+    "B/16@224": (16, 224, 768, 12, 1000),
 }
 BATCH = {  # images a step: (CPU, GPU)
     "Ti/4@32": (64, 2048),
@@ -156,7 +153,8 @@ def race(steps, rounds, device):
 
 def compare(size_name, mode, dtype_name, rounds, device):
     """One row of the table: images a second for each model, and our ratio to each peer."""
-    size = SIZES[size_name]
+    names = ("patch_size", "img_size", "embed_dim", "num_heads", "num_classes")
+    size = dict(zip(names, SIZES[size_name], strict=True), depth=12)
     batch = BATCH[size_name][device.type == "cuda"]
     torch.manual_seed(0)
     images = torch.randn(batch, 3, size["img_size"], size["img_size"], device=device)
@@ -178,7 +176,9 @@ def compare(size_name, mode, dtype_name, rounds, device):
         "rounds": rounds,
         "images_per_second": {n: batch / statistics.median(t) for n, t in times.items()},
         "ours_over_peer": {n: statistics.median(r) for n, r in ratios.items()},
-        "ours_over_peer_quartiles": {n: statistics.quantiles(r, n=4)[::2] for n, r in ratios.items()},
+        "ours_over_peer_quartiles": {
+            n: statistics.quantiles(r, n=4)[::2] for n, r in ratios.items()
+        },
     }
 
 
@@ -200,6 +200,30 @@ def print_row(row):
     print(f"{label} | images/s: {speeds} | ours over: {ratios}", flush=True)
 
 
+def write_result(path, what, device, rows):
+    """JSON with the rows, and what anybody needs to repeat or to compare them."""
+    result = {
+        "what": what,
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()}
+        | {name: installed(name) for name in ("torch", "torchvision", "timm", "vit-pytorch")},
+        "rows": rows,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def installed(library):
+    """The library's version, or None where it is missing."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
@@ -211,26 +235,15 @@ def main():
     args = parser.parse_args()
 
     device = torch.device(args.device)
-    libraries = ("torch", "torchvision", "timm", "vit-pytorch")
     rows = []
     for size_name in args.sizes:
         for mode in args.modes:
             for dtype_name in args.dtypes:
                 rows.append(compare(size_name, mode, dtype_name, args.rounds, device))
                 print_row(rows[-1])
-    result = {
-        "what": "images a second, models interleaved in one run; ours_over_peer above 1: we are faster",
-        "device": device_name(device),
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "cores": os.cpu_count(),
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in libraries}},
-        "rows": rows,
-    }
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        what = "images a second, interleaved in one run; ours_over_peer above 1: ours is faster"
+        write_result(args.json, what, device, rows)
 
 
 if __name__ == "__main__":

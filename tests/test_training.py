@@ -1,0 +1,329 @@
+"""helpers/training.py and its command line."""
+
+import dataclasses
+import inspect
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import helpers.training as training
+from helpers import command_line
+from helpers.data import ImageData, Split, load
+from helpers.model import VisionTransformer
+from helpers.training import (
+    TrainConfig,
+    augment,
+    choose_precision,
+    evaluate,
+    fit,
+    learning_rate,
+    load_checkpoint,
+    normalize,
+    parameter_groups,
+    predict,
+    save_checkpoint,
+)
+from tests.peers import randomize
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = dict(
+    img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=16, depth=1, num_heads=2
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+@pytest.fixture
+def few(digits):
+    """70 training images of the digits, a number that no batch size here divides."""
+
+    def first(split, n):
+        return Split(split.images[:n], split.labels[:n])
+
+    return dataclasses.replace(
+        digits,
+        train=first(digits.train, 70),
+        validation=first(digits.validation, 30),
+        test=first(digits.test, 30),
+    )
+
+
+def tiny_vit(seed=0, **changes):
+    torch.manual_seed(seed)
+    return VisionTransformer(**(TINY | changes))
+
+
+def quick(**changes):
+    return TrainConfig(
+        **(dict(epochs=2, batch_size=32, device="cpu", precision="float32") | changes)
+    )
+
+
+# The learning rate and the groups of parameters
+
+
+def test_learning_rate_climbs_from_above_zero_then_falls_to_zero():
+    config = TrainConfig(lr=1e-3, warmup=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9] == pytest.approx(1e-3) == max(rates)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5e-3)  # half way down the cosine
+    assert 0 < rates[-1] < 1e-6
+    assert learning_rate(0, 5, TrainConfig(lr=1.0, warmup=0.0)) == 1.0
+
+
+def test_matrices_alone_decay():
+    model = tiny_vit()
+    decayed, free = parameter_groups(model, 0.3)
+    assert decayed["weight_decay"] == 0.3 and free["weight_decay"] == 0.0
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {
+        "patch_embed.proj.weight",
+        *(f"blocks.0.{x}.weight" for x in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+        "head.weight",
+    }
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+# Images on their way in
+
+
+def test_augment_moves_each_image_by_itself():
+    torch.manual_seed(0)
+    images = torch.randint(1, 256, (64, 2, 6, 5), dtype=torch.uint8)
+    moved = augment(images, shift=1, flip=False)
+    assert moved.dtype == torch.uint8 and moved.shape == images.shape
+    padded = F.pad(images, (1, 1, 1, 1))
+    seen = set()
+    for image, before in zip(moved, padded, strict=True):
+        places = [
+            (r, c)
+            for r in range(3)
+            for c in range(3)
+            if torch.equal(image, before[:, r : r + 6, c : c + 5])
+        ]
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) == 9  # every move occurs
+
+
+def test_augment_mirrors_about_half():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (400, 1, 4, 4), dtype=torch.uint8)
+    out = augment(images, shift=0, flip=True)
+    same = (out == images).flatten(1).all(1)
+    mirrored = (out == images.flip(3)).flatten(1).all(1)
+    assert (same | mirrored).all() and 150 < mirrored.sum() < 250
+    assert augment(images, shift=0, flip=False) is images
+
+
+def test_normalized_training_images_have_mean_0_and_deviation_1(digits):
+    x = normalize(digits.train.images, digits)
+    assert x.dtype == torch.float32
+    assert x.mean().abs() < 1e-4 and abs(x.std() - 1) < 1e-3
+
+
+# The loop
+
+
+def test_same_seed_same_weights_other_seed_other_weights(few):
+    runs = []
+    for seed in (0, 0, 1):
+        model = tiny_vit(drop_rate=0.1)
+        fit(model, few, quick(seed=seed))
+        runs.append(model.state_dict())
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not all(torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
+
+
+def test_loss_and_accuracy_are_counted_over_samples(few):
+    """At a learning rate of 0 the numbers of an epoch must equal those of all images at once."""
+    model = randomize(tiny_vit())
+    config = quick(epochs=1, lr=0.0, shift=0, weight_decay=0.0)
+    record = fit(model, few, config).epochs[0]
+    logits = predict(model, few, few.train.images)
+    loss = F.cross_entropy(logits, few.train.labels, label_smoothing=0.1).item()
+    assert record.train_loss == pytest.approx(loss, rel=1e-5)
+    right = (logits.argmax(1) == few.train.labels).float().mean().item()
+    assert record.train_accuracy == pytest.approx(right)
+    assert (record.validation_loss, record.validation_accuracy) == evaluate(
+        model, few, "validation"
+    )
+
+
+def test_prediction_does_not_depend_on_the_batch_and_leaves_the_mode(few):
+    model = randomize(tiny_vit(drop_rate=0.5)).train()
+    together = predict(model, few, few.test.images)
+    torch.testing.assert_close(together, predict(model, few, few.test.images, batch_size=7))
+    assert model.training
+    loss, accuracy = evaluate(model, few)
+    assert loss == pytest.approx(F.cross_entropy(together, few.test.labels).item())
+    assert accuracy == pytest.approx((together.argmax(1) == few.test.labels).float().mean().item())
+
+
+def test_the_test_split_is_looked_at_once_at_the_end(few, monkeypatch):
+    looks = []
+
+    def watched(model, data, split="test"):
+        looks.append(split)
+        return evaluate(model, data, split)
+
+    monkeypatch.setattr(training, "evaluate", watched)
+    history = fit(tiny_vit(), few, quick(epochs=3))
+    assert looks == ["validation"] * 3 + ["test"]
+    assert 0 <= history.test_accuracy <= 1
+
+
+def test_it_learns_real_digits(digits):
+    model = tiny_vit(embed_dim=32, depth=2, pos_embed_std=0.5)
+    history = fit(model, digits, quick(epochs=8, lr=5e-3, shift=0))
+    assert history.epochs[0].train_loss > history.epochs[-1].train_loss
+    assert history.test_accuracy > 0.85  # chance is 0.1
+    assert history.device == "cpu" and history.precision == "float32"
+
+
+def test_bfloat16_learns_too(digits):
+    history = fit(
+        tiny_vit(embed_dim=32, pos_embed_std=0.5), digits,
+        quick(epochs=6, lr=5e-3, shift=0, precision="bfloat16"),
+    )  # fmt: skip
+    assert history.precision == "bfloat16" and history.test_accuracy > 0.7
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(few):
+    model = tiny_vit()
+    with torch.no_grad():
+        model.head.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="by step 1: try a smaller lr than 0.001"):
+        fit(model, few, quick())
+
+
+def test_a_head_of_another_size_is_refused(few):
+    with pytest.raises(ValueError, match="num_classes=10"):
+        fit(tiny_vit(num_classes=7), few, quick())
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="'half'.*bfloat16"):
+        choose_precision("half", torch.device("cpu"))
+
+
+# Checkpoints
+
+
+def test_checkpoint_round_trip(few, tmp_path):
+    model = randomize(tiny_vit(global_pool="avg", representation_size=12, mlp_ratio=2.0)).eval()
+    save_checkpoint(tmp_path / "new" / "a.safetensors", model, few, {"epoch": 3})
+    again, facts = load_checkpoint(tmp_path / "new" / "a.safetensors")
+    assert torch.equal(predict(model, few, few.test.images), predict(again, few, few.test.images))
+    assert facts["epoch"] == 3 and facts["classes"] == list("0123456789")
+    assert facts["mean"] == list(few.mean) and facts["data"] == "digits"
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_checkpoint_whole(few, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, tiny_vit(), few)
+    before = path.read_bytes()
+
+    def half(weights, name, metadata):
+        Path(name).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(training, "save_file", half)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, tiny_vit(seed=1), few)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_broken_and_foreign_checkpoints_are_refused(few, tmp_path):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_checkpoint(path)
+    save_checkpoint(path, tiny_vit(), few)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        load_checkpoint(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        load_checkpoint(path)
+
+
+def test_ctrl_c_keeps_the_last_checkpoint(few, tmp_path):
+    def stop(record):
+        if record.epoch == 2:
+            raise KeyboardInterrupt
+
+    model = tiny_vit()
+    history = fit(model, few, quick(epochs=5, run_dir=str(tmp_path)), on_epoch=stop)
+    assert history.interrupted and history.test_accuracy is None and len(history.epochs) == 2
+    kept, facts = load_checkpoint(tmp_path / "last.safetensors")
+    assert facts["epoch"] == 2 and facts["config"]["epochs"] == 5
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, kept.state_dict()[name])
+
+
+# The command line
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.training", *words], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_command_writes_its_result(tmp_path):
+    run = command("--epochs", "1", "--depth", "1", "--embed-dim", "16", "--seed", "3",
+                  "--run-dir", str(tmp_path), "--json", str(tmp_path / "result.json"))  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["config"]["seed"] == 3 and result["model"]["depth"] == 1
+    assert result["model"]["patch_size"] == 2  # the recipe's own
+    assert {"seconds", "parameters", "versions", "device", "test_loss"} <= set(result)
+    assert f"test accuracy {result['test_accuracy']:.2%}" in run.stdout
+    model, _ = load_checkpoint(tmp_path / "last.safetensors")
+    assert evaluate(model, load("digits"))[1] == pytest.approx(result["test_accuracy"])
+    assert len(load_file(tmp_path / "last.safetensors")) == len(model.state_dict())
+
+
+def test_command_says_what_is_wrong_in_one_line():
+    run = command("--data", "digit", "--epochs", "1")
+    assert run.returncode == 1 and run.stderr.startswith("error: ") and "digits" in run.stderr
+    assert "Traceback" not in run.stderr
+    run = command("--num-heads", "7")
+    assert run.returncode == 1 and "num_heads is 7" in run.stderr
+
+
+def test_help_names_every_flag_and_every_default():
+    text = command_line.build_parser().format_help()
+    for name in [*command_line.MODEL_FLAGS, *command_line.TRAINING_FLAGS]:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "lr 0.003" in text and "fashion-mnist" in text
+
+
+def test_flags_are_arguments_that_exist():
+    assert set(command_line.TRAINING_FLAGS) == {f.name for f in dataclasses.fields(TrainConfig)}
+    assert set(command_line.MODEL_FLAGS) <= set(inspect.signature(VisionTransformer).parameters)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 64, 64), (3, 32, 48), (1, 28, 28), (3, 17, 17)])
+def test_every_data_set_gets_a_model_that_fits(few, shape):
+    images = torch.zeros(2, *shape, dtype=torch.uint8)
+    split = Split(images, torch.tensor([0, 1]))
+    data = ImageData(
+        "mine", split, split, split, ("a", "b"), (0.0,) * shape[0], (1.0,) * shape[0], True
+    )
+    sizes, config = command_line.recipe(data)
+    assert VisionTransformer(**sizes)(normalize(images, data)).shape == (2, 2)
+    TrainConfig(**config)
