@@ -1,0 +1,45 @@
+# Every target sets up .venv by itself, once. PYTHON=... and TORCH_INDEX=... are for tools/setup.sh.
+.DEFAULT_GOAL := help
+.PHONY: help lab run test notebooks bench address clean
+
+PY := .venv/bin/python
+READY := .venv/.complete
+# A .venv whose Python has been removed from the machine is none.
+$(shell test -x $(PY) || rm -f $(READY))
+
+# Nothing of the user's own settings may change what a notebook prints.
+export PYTHON TORCH_INDEX URL
+export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
+export IPYTHONDIR := $(CURDIR)/.venv/ipython
+export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+unexport PYTHONHOME PYTHONPATH PYTHONWARNINGS MPLBACKEND MATPLOTLIBRC
+
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+lab: $(READY) ## open the series in JupyterLab
+	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_overview.ipynb \
+		$(if $(filter 0,$(shell id -u)),--allow-root)
+
+run: $(READY) ## run every notebook without a browser; pages in build/index.html
+	@$(PY) tools/run_notebooks.py
+
+test: $(READY) ## ruff, the unit tests, and every notebook against its stored outputs
+	@$(PY) tools/test_all.py
+
+notebooks: $(READY) ## make the committed outputs of all notebooks again
+	@$(PY) tools/run_notebooks.py --inplace
+
+bench: $(READY) ## time our model beside timm, torchvision and vit-pytorch
+	@$(PY) benchmarks/throughput.py
+
+address: $(READY) ## write the public address: make address URL=https://github.com/owner/repository
+	@$(PY) tools/set_address.py "$$URL"
+
+clean: ## delete build/ and caches (the environment: rm -r .venv)
+	@rm -rf build .pytest_cache .ruff_cache
+	@find . -name .venv -prune -o -name __pycache__ -exec rm -rf {} +
+
+$(READY): requirements.txt requirements-dev.txt constraints.txt
+	@sh tools/setup.sh

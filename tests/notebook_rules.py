@@ -1,0 +1,216 @@
+"""What every notebook must keep. test_notebooks.py applies it and shows that each rule can fail.
+
+A rule takes a notebook's path and content and returns a list of complaints, empty if all is well.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+
+from tools.run_notebooks import METADATA
+from tools.set_address import address, badge, setup_cell
+
+ROOT = Path(__file__).resolve().parents[1]
+SERIES = (
+    "00_overview 01_patches 02_patch_embedding 03_class_token 04_position_embeddings "
+    "05_self_attention 06_multi_head_self_attention 07_mlp 08_encoder 09_vision_transformer "
+    "10_training 11_pretrained_weights 12_looking_inside 13_what_each_part_buys 14_training_on_gpu"
+).split()
+TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception", "key-result"}
+SPEAKERS = {"print", "display", "plt.show"}  # a cell that calls one of them has an output
+OPENERS = {"open", "Path", "imread", "imsave", "savefig", "Image", "load_file", "save_file"}
+
+MACHINE = re.compile(
+    r"/(?:home|Users|root|tmp|content|mnt|var/folders)/|[A-Z]:\\(?:Users|Windows|Program)"
+    rf"|site-packages|ipykernel_\d|at 0x[0-9a-f]{{6,}}|{re.escape(str(ROOT))}"
+)
+REMOTE = re.compile(
+    r"!\[[^\]]*\]\(\s*<?(?:https?:)?//|url\(['\"]?(?:https?:)?//|\burl ?= ?['\"]https?://"
+    r"|<(?:img|script|iframe|video|audio|source|embed|link)\b[^>]*(?:src|href)=['\"]?(?:https?:)?//"
+)
+DEBRIS = re.compile(r"\r|\d+%\|.*\||it/s\]|s/it\]")
+
+
+def code_cells(notebook):
+    """(number as in `In [number]`, cell) of each code cell."""
+    return list(enumerate((c for c in notebook.cells if c.cell_type == "code"), 1))
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def syntax(source):
+    """The tree of a cell, its %magics and !commands turned into plain Python."""
+    return ast.parse(TransformerManager().transform_cell(source))
+
+
+def texts(notebook):
+    """(where, text) of every source and every output that is text; pictures' bytes left out."""
+    for place, cell in enumerate(notebook.cells):
+        yield f"cell {place}, source", cell.source
+        for output in cell.get("outputs", []):
+            parts = [output.get("text", ""), *output.get("traceback", [])]
+            for kind, content in output.get("data", {}).items():
+                if not kind.startswith("image/") or kind == "image/svg+xml":
+                    parts.append(str(content))
+            yield f"cell {place}, output", re.sub(r"base64,[\w+/=]+", "", "\n".join(parts))
+
+
+def must_speak(source):
+    """Whether a cell surely leaves an output: it prints, shows, or ends in a bare expression."""
+    body = syntax(source).body
+    for statement in body:
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.If | ast.Try):
+            calls = [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)]
+            if SPEAKERS & {ast.unparse(call) for call in calls}:
+                return True
+    bare = body and isinstance(body[-1], ast.Expr) and not isinstance(body[-1].value, ast.Call)
+    return bool(bare) and not source.rstrip().endswith(";")
+
+
+def rule_name(path, notebook):
+    return [] if path.stem in SERIES else [f"{path.stem} is none of the fifteen names"]
+
+
+def rule_outputs(path, notebook):
+    cells = code_cells(notebook)
+    counts = [cell.execution_count for _, cell in cells]
+    problems = []
+    if not cells or counts != list(range(1, len(cells) + 1)):
+        problems.append(f"execution counts are {counts}, not 1 to {len(cells)}: make notebooks")
+    for number, cell in cells:
+        if not cell.outputs and must_speak(cell.source):
+            problems.append(f"cell [{number}] has no stored output: make notebooks")
+    return problems
+
+
+def rule_no_errors(path, notebook):
+    problems = []
+    for number, cell in code_cells(notebook):
+        for output in cell.outputs:
+            if output.output_type == "error" and "raises-exception" not in tags(cell):
+                problems.append(f"cell [{number}] stopped with {output.ename}: {output.evalue}")
+            if output.get("name") == "stderr":
+                problems.append(f"cell [{number}] wrote to stderr: {output.text.strip()[:200]}")
+    return problems
+
+
+def rule_no_machine(path, notebook):
+    problems = []
+    for where, text in texts(notebook):
+        text = re.sub(r"https?://\S+", "", text)
+        problems += [f"{where} names a machine: {m[0]}" for m in MACHINE.finditer(text)]
+        if where.endswith("output") and DEBRIS.search(text):
+            problems.append(f"{where} holds a progress bar")
+    return problems
+
+
+def rule_no_remote_picture(path, notebook, url=None):
+    """Nothing is loaded from the net but the Colab badge, which is there once an address is."""
+    wanted = badge(address() if url is None else url, path.stem)
+    problems = []
+    for where, text in texts(notebook):
+        if wanted and where == "cell 0, source":
+            if wanted not in text:
+                problems.append("the Colab badge is not there: make address URL=...")
+            text = text.replace(wanted, "")
+        problems += [f"{where} loads from the net: {m[0]}" for m in REMOTE.finditer(text)]
+        for name in re.findall(r"!\[[^\]]*\]\((?!https?:|attachment:|data:)([^)\s]+)", text):
+            if not (path.parent / name).exists():
+                problems.append(f"{where} shows {name}, which does not exist")
+    return problems
+
+
+def rule_size(path, notebook):
+    size = path.stat().st_size
+    return [] if size < 1_000_000 else [f"{size / 1e6:.2f} MB, 1 MB is the limit"]
+
+
+def rule_setup_cell(path, notebook):
+    first = [cell.source for _, cell in code_cells(notebook)][:1]
+    if first == [setup_cell(address())]:
+        return []
+    return ["the first code cell is not tools/setup_cell.py with the address of pyproject.toml"]
+
+
+def rule_metadata(path, notebook):
+    problems = []
+    if notebook.metadata != METADATA or (notebook.nbformat, notebook.nbformat_minor) != (4, 5):
+        problems.append(f"metadata is {dict(notebook.metadata)}: make notebooks")
+    if path.read_text(encoding="utf-8") != nbformat.writes(notebook) + "\n":
+        problems.append("the file is not laid out as nbformat does it: make notebooks")
+    for place, cell in enumerate(notebook.cells):
+        unknown = set(tags(cell)) - TAGS | set(cell.metadata) - {"tags"}
+        if unknown:
+            problems.append(f"cell {place} has unknown tags or metadata: {sorted(unknown)}")
+    return problems
+
+
+def rule_key_result(path, notebook):
+    marked = [cell for _, cell in code_cells(notebook) if "key-result" in tags(cell)]
+    if len(marked) != 1:
+        return [f'{len(marked)} cells have the tag "key-result", one must']
+    if not any(output.get("name") == "stdout" for output in marked[0].outputs):
+        return ['the cell with the tag "key-result" prints nothing']
+    return []
+
+
+def rule_prose(path, notebook):
+    problems = []
+    if not notebook.cells[0].source.startswith("# "):
+        problems.append("the first cell does not begin with a title")
+    before = ""
+    for cell in notebook.cells:
+        lines = before.splitlines()
+        if cell.cell_type == "code":
+            if not any(line.strip() and not line.startswith("#") for line in lines):
+                problems.append(f"no prose before: {cell.source.strip().splitlines()[0]}")
+        before = cell.source if cell.cell_type == "markdown" else ""
+    return problems
+
+
+def classes(tree):
+    """Name -> syntax tree as text of each top-level class, docstrings aside."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner):
+                    inner.body = inner.body[1:]
+            found[node.name] = ast.dump(node)
+    return found
+
+
+def rule_one_source(path, notebook):
+    problems = []
+    for module in sorted((ROOT / "helpers").glob("*.py")):
+        ours = classes(ast.parse(module.read_text(encoding="utf-8")))
+        for number, cell in code_cells(notebook):
+            for name, tree in classes(syntax(cell.source)).items():
+                if ours.get(name, tree) != tree:
+                    problems.append(f"cell [{number}]: {name} is not {name} of {module.name}")
+    return problems
+
+
+def rule_any_directory(path, notebook):
+    """The set-up cell finds the repository from anywhere; the rest must not lean on the cwd."""
+    problems = []
+    for number, cell in code_cells(notebook)[1:]:
+        for node in ast.walk(syntax(cell.source)):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func).split(".")[-1]
+            named = [word.value for word in node.keywords if word.arg in ("filename", "fname")]
+            first = getattr((node.args[:1] + named + [None])[0], "value", None)
+            if name == "chdir" or (name, first) == ("run_line_magic", "cd"):
+                problems.append(f"cell [{number}] changes the working directory")
+            if name in OPENERS and isinstance(first, str) and not first.startswith("/"):
+                problems.append(f"cell [{number}]: {first!r} leans on the working directory")
+    return problems
+
+
+RULES = [rule for name, rule in list(globals().items()) if name.startswith("rule_")]

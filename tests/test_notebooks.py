@@ -1,0 +1,228 @@
+"""All notebooks keep all rules; each rule sees a bad notebook; the set-up cell works anywhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from tests import notebook_rules as rules
+from tools.run_notebooks import METADATA
+from tools.set_address import address, badge, setup_cell
+
+ROOT = rules.ROOT
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__[5:])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path, rule):
+    problems = rule(path, nbformat.read(path, as_version=4))
+    assert not problems, f"{path.stem}: " + "; ".join(problems)
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS, "notebooks/ is empty: no rule was checked"
+
+
+def test_readme_maps_the_series():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    there = {path.stem for path in NOTEBOOKS}
+    for name in rules.SERIES:
+        assert name in readme, f"README.md does not name {name}"
+        linked = f"(notebooks/{name}.ipynb)" in readme
+        assert linked == (name in there), f"README.md must link {name} if and only if it is there"
+
+
+# Each rule on a notebook that is well, and on notebooks with one thing wrong.
+
+
+def printed(text, name="stdout"):
+    return new_output("stream", name=name, text=text)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A small notebook that keeps all rules, as (path, notebook): cells 1, 3 and 5 are code."""
+    head = badge(address(), "01_patches")
+    model = (ROOT / "helpers" / "model.py").read_text(encoding="utf-8")
+    mlp = model[model.index("class MLP") :].split("\n\n\n")[0]
+    notebook = new_notebook(
+        metadata=METADATA,
+        nbformat_minor=5,
+        cells=[
+            new_markdown_cell(f"# A title\n\n{head}\n\nWhat it is about."),
+            new_code_cell(setup_cell(address()), execution_count=1),
+            new_markdown_cell("## A heading\n\nA [link](https://arxiv.org/abs/2010.11929)."),
+            new_code_cell(mlp, execution_count=2),
+            new_markdown_cell("The sum:"),
+            new_code_cell(
+                "print(1 + 1)",
+                execution_count=3,
+                metadata={"tags": ["key-result"]},
+                outputs=[printed("2\n")],
+            ),
+        ],
+    )
+    return tmp_path / "01_patches.ipynb", notebook
+
+
+def complaints(rule, page):
+    path, notebook = page
+    nbformat.write(notebook, path)
+    return rule(path, nbformat.read(path, as_version=4))
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__[5:])
+def test_good_notebook_keeps_the_rule(rule, page):
+    assert complaints(rule, page) == []
+
+
+def output(cell, *outputs):
+    def change(notebook):
+        notebook.cells[cell].outputs = list(outputs)
+
+    return change
+
+
+def source(cell, text):
+    def change(notebook):
+        notebook.cells[cell].source = text
+
+    return change
+
+
+def data(kind, content):
+    return new_output("display_data", data={kind: content})
+
+
+BAD = [
+    (rules.rule_outputs, lambda nb: nb.cells[5].update(execution_count=7), r"\[1, 2, 7\]"),
+    (rules.rule_outputs, lambda nb: nb.cells[1].update(execution_count=None), "not 1 to 3"),
+    (rules.rule_outputs, output(5), r"cell \[3\] has no stored output"),
+    (rules.rule_outputs, source(3, "for i in range(3):\n    print(i)"), r"cell \[2\] has no"),
+    (rules.rule_outputs, source(3, "x = 1\nx"), r"cell \[2\] has no"),
+    (rules.rule_outputs, lambda nb: nb.update(cells=nb.cells[:1]), "not 1 to 0"),
+    (
+        rules.rule_no_errors,
+        output(5, new_output("error", ename="KeyError", evalue="'x'", traceback=[])),
+        "stopped with KeyError: 'x'",
+    ),
+    (rules.rule_no_errors, output(5, printed("UserWarning: no", "stderr")), "UserWarning: no"),
+    (rules.rule_no_machine, output(5, printed("/home/me/x.py\n")), "cell 5, output.*/home/"),
+    (rules.rule_no_machine, output(5, printed(f"at {ROOT}\n")), "cell 5, output names"),
+    (rules.rule_no_machine, source(0, "# T\n\nSee C:\\Users\\me."), "cell 0, source names"),
+    (rules.rule_no_machine, output(5, data("text/plain", "<A at 0x7f3a5c1d>")), "at 0x7f3a5c1d"),
+    (rules.rule_no_machine, output(5, printed(" 50%|####  | 5/10")), "progress bar"),
+    (rules.rule_no_remote_picture, source(2, "![x](https://a.org/x.png)"), "cell 2, source loads"),
+    (rules.rule_no_remote_picture, source(2, '<img width=1 src="//a.org/x.png">'), "cell 2"),
+    (rules.rule_no_remote_picture, output(5, data("text/html", "<script src='http://a'>")), "5"),
+    (rules.rule_no_remote_picture, source(5, 'Image(url="https://a.org/x.png")'), "cell 5, source"),
+    (rules.rule_no_remote_picture, source(2, "![x](figures/none.png)"), "which does not exist"),
+    (rules.rule_size, output(5, data("image/png", "A" * 1_000_000)), "1.00 MB"),
+    (rules.rule_setup_cell, source(1, "import torch"), "first code cell is not"),
+    (rules.rule_metadata, lambda nb: nb.metadata.kernelspec.update(name="me"), "metadata is"),
+    (rules.rule_metadata, lambda nb: nb.metadata.update(widgets={}), "metadata is.*widgets"),
+    (rules.rule_metadata, lambda nb: nb.metadata.language_info.update(version="3"), "version"),
+    (rules.rule_metadata, lambda nb: nb.cells[5].metadata.update(tags=["hide"]), "cell 5.*hide"),
+    (rules.rule_metadata, lambda nb: nb.cells[5].metadata.update(execution={}), "execution"),
+    (rules.rule_key_result, lambda nb: nb.cells[5].update(metadata={}), "0 cells have the tag"),
+    (rules.rule_key_result, output(5), "prints nothing"),
+    (rules.rule_prose, source(4, "## A heading alone"), r"no prose before: print\(1 \+ 1\)"),
+    (rules.rule_prose, lambda nb: nb.cells.pop(2), "no prose before: class MLP"),
+    (rules.rule_prose, source(0, "No title"), "title"),
+    (
+        rules.rule_one_source,
+        source(3, "class MLP:\n    pass"),
+        r"cell \[2\]: MLP is not MLP of mod",
+    ),
+    (rules.rule_any_directory, source(5, "import os\nos.chdir('..')"), "changes the working"),
+    (rules.rule_any_directory, source(5, "%cd .."), r"cell \[3\] changes the working"),
+    (rules.rule_any_directory, source(5, "print(open('x.txt'))"), "'x.txt' leans"),
+    (rules.rule_any_directory, source(5, "print(Image(filename='x.gif'))"), "'x.gif' leans"),
+]
+
+
+@pytest.mark.parametrize("rule, change, words", BAD)
+def test_rule_sees_a_bad_notebook(rule, change, words, page):
+    change(page[1])
+    found = complaints(rule, page)
+    assert len(found) == 1
+    assert re.search(words, found[0])
+
+
+def test_rule_sees_a_bad_name(page):
+    path, notebook = page
+    assert complaints(rules.rule_name, (path.with_name("99_other.ipynb"), notebook))
+
+
+def test_rule_sees_a_file_laid_out_by_another_program(page):
+    path, notebook = page
+    nbformat.write(notebook, path)
+    path.write_text(path.read_text().replace('\n "', '\n  "'))
+    assert "not laid out" in rules.rule_metadata(path, notebook)[0]
+
+
+def test_badge_belongs_to_the_address(page):
+    path, notebook = page
+    url = "https://github.com/a/b"
+    notebook.cells[0].source = f"# T\n\n{badge(url, '01_patches')}\n\nText."
+    assert rules.rule_no_remote_picture(path, notebook, url) == []
+    assert "loads from the net" in rules.rule_no_remote_picture(path, notebook, "")[0]
+    other = rules.rule_no_remote_picture(path, notebook, "https://github.com/a/c")
+    assert "badge is not there" in other[0]
+
+
+def test_docstrings_may_differ(page):
+    path, notebook = page
+    mlp = notebook.cells[3].source
+    notebook.cells[3].source = re.sub(r'"""[^"]*"""', '"""Other words."""', mlp, count=1)
+    assert notebook.cells[3].source != mlp
+    assert rules.rule_one_source(path, notebook) == []
+
+
+# The set-up cell, from anywhere.
+
+
+@pytest.fixture
+def run_setup_cell(monkeypatch):
+    """run_setup_cell(folder, url="", path=()) -> (first entry of sys.path, commands it ran)."""
+
+    def run(folder, url="", path=()):
+        commands = []
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(sys, "path", [*path])
+            patch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+            exec(setup_cell(url), {})
+            return Path(sys.path[0]), commands
+
+    return run
+
+
+@pytest.mark.parametrize("folder", [".", "helpers", "tests"])
+def test_setup_cell_finds_the_repository_around_it(run_setup_cell, folder):
+    assert run_setup_cell(ROOT / folder) == (ROOT, [])
+
+
+def test_setup_cell_finds_an_installed_repository(run_setup_cell, tmp_path):
+    assert run_setup_cell(tmp_path, path=["elsewhere", str(ROOT)]) == (ROOT, [])
+
+
+def test_setup_cell_alone_says_what_to_do(run_setup_cell, tmp_path):
+    with pytest.raises(AssertionError, match="open this notebook in a clone, or set REPOSITORY"):
+        run_setup_cell(tmp_path)
+
+
+def test_setup_cell_alone_fetches_the_repository_and_never_torch(run_setup_cell, tmp_path):
+    home, (install, clone) = run_setup_cell(tmp_path, url="https://github.com/a/b")
+    assert home == tmp_path / "vit-from-nothing"
+    assert install[1:] == ["-m", "pip", "install", "-q", "torchinfo"]
+    assert clone == ["git", "clone", "-q", "--depth=1", "https://github.com/a/b", home]
+
+
+def test_setup_cell_is_short():
+    assert len([line for line in setup_cell("").splitlines() if line]) <= 12

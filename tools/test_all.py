@@ -1,0 +1,57 @@
+"""What `make test` does: ruff, the unit tests, every notebook against its outputs; one summary.
+
+All checks run even if an earlier one fails; the exit status is 1 if any did.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKS = {
+    "ruff check": ["ruff", "check", "."],
+    "ruff format": ["ruff", "format", "--check", "."],
+    "unit tests": ["pytest", "tests"],
+    "notebooks": ["pytest", "--nbval", "notebooks"],
+}
+
+
+def counts(report):
+    """pytest's XML report -> (passed, failed, skipped); a broken collection counts as failed."""
+    suite = ElementTree.parse(report).find("testsuite")
+    total, skipped = int(suite.get("tests")), int(suite.get("skipped"))
+    failed = int(suite.get("failures")) + int(suite.get("errors"))
+    return total - failed - skipped, failed, skipped
+
+
+def check(arguments, root=ROOT):
+    """Run one tool, its words going straight through -> (passed, failed, skipped)."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        extra = [f"--junitxml={report}"] if arguments[0] == "pytest" else []
+        code = subprocess.run([sys.executable, "-m", *arguments, *extra], cwd=root).returncode
+        passed, failed, skipped = counts(report) if report.exists() else (int(code == 0), 0, 0)
+    return passed, max(failed, int(code != 0)), skipped
+
+
+def main():
+    rows = []
+    for name, arguments in CHECKS.items():
+        print(f"\n== {name}", flush=True)
+        start = time.perf_counter()
+        rows.append((name, *check(arguments), time.perf_counter() - start))
+
+    print("\ncheck        result  passed  failed  skipped  seconds")
+    for name, passed, failed, skipped, seconds in rows:
+        result = "FAILED" if failed else "ok"
+        print(f"{name:11}  {result:6}  {passed:6}  {failed:6}  {skipped:7}  {seconds:7.1f}")
+    passed, failed, skipped = (sum(row[i] for row in rows) for i in (1, 2, 3))
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
