@@ -19,7 +19,7 @@ from helpers.training import TrainConfig, fit
 # For each data set: arguments of VisionTransformer, fields of TrainConfig.
 RECIPES = {
     "digits": (
-        dict(patch_size=2, embed_dim=64, depth=3, num_heads=4, pos_embed_std=0.5),
+        dict(patch_size=2, embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.0, pos_embed_std=0.5),
         dict(epochs=60, batch_size=64, lr=3e-3, weight_decay=0.3),
     ),
     "mnist": (
@@ -74,7 +74,9 @@ TRAINING_FLAGS = {
     "warmup": (float, "share of the steps in which the learning rate climbs"),
     "grad_clip": (float, "largest norm of the gradient"),
     "label_smoothing": (float, "share of a label spread over all classes"),
-    "shift": (int, "pixels by which training images move at most"),
+    "shift": (float, "pixels by which training images move at most"),
+    "rotate": (float, "degrees by which they turn at most"),
+    "zoom": (float, "share by which they grow or shrink at most"),
     "seed": (int, "seed of weights, order, augmentation and dropout"),
     "device": (str, "auto, cuda, mps or cpu"),
     "precision": (str, "auto, float32 or bfloat16"),

@@ -5,8 +5,9 @@
     python -m helpers.training --data path/to/photos --patch-size 8
 
 AdamW with decoupled weight decay, linear warm-up and cosine decay, gradient clipping at norm 1,
-label smoothing, small shifts and mirrors of the training images. Speeds and accuracies are counted
-over samples. The validation split is looked at after every epoch, the test split once, at the end.
+label smoothing, small random moves, turns and mirrors of the training images. Loss and accuracy are
+counted over samples. The validation split is looked at after every epoch, the test split once, at
+the end.
 """
 
 import json
@@ -38,7 +39,9 @@ class TrainConfig:
     warmup: float = 0.1  # share of all steps in which the learning rate climbs
     grad_clip: float = 1.0  # largest norm of the gradient of all parameters together
     label_smoothing: float = 0.1  # share of each label that is spread over all classes
-    shift: int = 1  # training images move by up to this many pixels, each way
+    shift: float = 1.0  # training images move by up to this many pixels, each way
+    rotate: float = 10.0  # they turn by up to this many degrees, each way
+    zoom: float = 0.1  # they grow or shrink by up to this share
     seed: int = 0  # order of the images, augmentation, dropout
     device: str = "auto"  # "auto" takes cuda, then mps, then cpu
     precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 where it pays
@@ -110,23 +113,26 @@ def parameter_groups(model, weight_decay):
     ]
 
 
-def augment(images, shift, flip):
-    """Move each image (B, C, H, W) by up to `shift` pixels each way, mirror half if `flip`."""
-    B, C, H, W = images.shape
-    device = images.device
-    if shift:
-        rows = torch.arange(H, device=device) + torch.randint(2 * shift + 1, (B, 1), device=device)
-        columns = torch.arange(W, device=device) + torch.randint(
-            2 * shift + 1, (B, 1), device=device
-        )
-        padded = F.pad(images, (shift,) * 4)  # (B, C, H + 2 shift, W + 2 shift)
-        b = torch.arange(B, device=device)[:, None, None]
-        images = padded[b, :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
-        images = images.permute(0, 3, 1, 2)  # (B, C, H, W)
+def augment(images, config, flip):
+    """A small random change to each image (B, C, H, W) by itself -> float32, same shape and scale.
+
+    One affine map an image: moved by up to config.shift pixels, turned by up to config.rotate
+    degrees, scaled by 1 +- config.zoom, mirrored with probability 1/2 if flip. What comes in from
+    outside is black.
+    """
+    B, _, H, W = images.shape
+    shift, angle, zoom, mirror = torch.rand(4, B, 2, device=images.device) * 2 - 1  # each (B, 2)
+    angle = math.radians(config.rotate) * angle[:, 0]
+    scale = 1 + config.zoom * zoom[:, :1].expand(B, 2)
     if flip:
-        mirrored = torch.rand(B, 1, 1, 1, device=device) < 0.5
-        images = torch.where(mirrored, images.flip(3), images)
-    return images
+        scale = scale * torch.stack([mirror[:, 0].sign(), torch.ones_like(angle)], dim=1)
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack([cos, -sin * H / W, sin * W / H, cos], dim=1).view(B, 2, 2)
+    pixel = 2 / torch.tensor([W, H], device=images.device)  # affine_grid's image is 2 wide, 2 high
+    move = shift * config.shift * pixel
+    affine = torch.cat([turn * scale[:, :, None], move[:, :, None]], dim=2)  # (B, 2, 3)
+    grid = F.affine_grid(affine, images.shape, align_corners=False)  # (B, H, W, 2)
+    return F.grid_sample(images.float(), grid, align_corners=False)
 
 
 def normalize(images, data):
@@ -151,8 +157,13 @@ def predict(model, data, images, batch_size=512):
 
 
 def evaluate(model, data, split="test"):
-    """(loss, accuracy) on a split of data, "train", "validation" or "test", over its samples."""
+    """(loss, accuracy) on a split of data, "train", "validation" or "test", over its samples.
+
+    ValueError if that split is empty.
+    """
     chosen = getattr(data, split)
+    if not len(chosen):
+        raise ValueError(f"the {split} split of {data.name} is empty: load it with {split}=0.1, say")
     logits = predict(model, data, chosen.images)
     loss = F.cross_entropy(logits, chosen.labels).item()
     return loss, (logits.argmax(1) == chosen.labels).float().mean().item()
@@ -210,7 +221,7 @@ def fit(
             for chosen in torch.randperm(len(images), device=device).split(config.batch_size):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, steps, config)
-                x = normalize(augment(images[chosen], config.shift, data.flip), data)
+                x = normalize(augment(images[chosen], config, data.flip), data)
                 sums += train_step(model, x, labels[chosen], optimizer, config, precision)
                 if step % 50 == 0:
                     check_finite(sums[0].item(), step, config)
@@ -219,9 +230,8 @@ def fit(
             check_finite(sums[0].item(), step - 1, config)
             train_loss, train_accuracy = (sums / len(images)).tolist()
             seconds = time.perf_counter() - start
-            record = EpochRecord(
-                epoch, train_loss, train_accuracy, *evaluate(model, data, "validation"), seconds
-            )
+            validation = evaluate(model, data, "validation")
+            record = EpochRecord(epoch, train_loss, train_accuracy, *validation, seconds)
             history.epochs.append(record)
             bar.set_description(f"epoch {epoch}, validation {record.validation_accuracy:.1%}")
             if config.run_dir:

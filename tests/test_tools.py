@@ -187,6 +187,13 @@ def test_counts_are_pytests(tmp_path):
     assert run_tests(tmp_path, *lines, "def test_d(): pass") == (2, 1, 1)
 
 
+def test_cell_that_runs_too_long_counts_as_failed(tmp_path, write_notebook):
+    swallows = "import time\ntry:\n    time.sleep(20)\nexcept KeyboardInterrupt:\n    pass"
+    write_notebook(tmp_path / "x.ipynb", [swallows], ["1 / 0"])
+    options = ["-p", "no:cacheprovider", "--nbval-current-env", "--nbval-cell-timeout=1"]
+    assert test_all.check(["pytest", "--nbval", *options, "x.ipynb"], tmp_path) == (1, 1, 0)
+
+
 def test_broken_collection_counts_as_failed(tmp_path):
     assert run_tests(tmp_path, "import no_such_module") == (0, 1, 0)
 
@@ -197,6 +204,7 @@ def test_nothing_collected_counts_as_failed(tmp_path):
 
 def test_all_checks_run_and_one_line_sums_up(monkeypatch, capsys):
     checks = {"broken": ["no_such_module"], "fine": ["json.tool", "--help"]}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     monkeypatch.setattr(test_all, "CHECKS", checks)
     with pytest.raises(SystemExit) as stop:
         test_all.main()

@@ -99,33 +99,61 @@ def test_matrices_alone_decay():
 # Images on their way in
 
 
-def test_augment_moves_each_image_by_itself():
+def still(**changes):
+    """A TrainConfig whose augmentation does nothing but what is asked for."""
+    return TrainConfig(**(dict(shift=0, rotate=0, zoom=0) | changes))
+
+
+def test_augment_can_leave_images_as_they_are():
+    images = torch.randint(0, 256, (5, 2, 6, 4), dtype=torch.uint8)
+    out = augment(images, still(), flip=False)
+    torch.testing.assert_close(out, images.float(), atol=1e-3, rtol=0)
+
+
+def centre_of_mass(images):
+    """(B, 1, H, W) -> (B, 2): row and column, in pixels."""
+    H, W = images.shape[2:]
+    mass = images.float().sum((1, 2, 3))
+    rows = (images.float() * torch.arange(H)[:, None]).sum((1, 2, 3)) / mass
+    columns = (images.float() * torch.arange(W)).sum((1, 2, 3)) / mass
+    return torch.stack([rows, columns], dim=1)
+
+
+def test_augment_moves_each_image_by_up_to_shift_pixels():
     torch.manual_seed(0)
-    images = torch.randint(1, 256, (64, 2, 6, 5), dtype=torch.uint8)
-    moved = augment(images, shift=1, flip=False)
-    assert moved.dtype == torch.uint8 and moved.shape == images.shape
-    padded = F.pad(images, (1, 1, 1, 1))
-    seen = set()
-    for image, before in zip(moved, padded, strict=True):
-        places = [
-            (r, c)
-            for r in range(3)
-            for c in range(3)
-            if torch.equal(image, before[:, r : r + 6, c : c + 5])
-        ]
-        assert len(places) == 1
-        seen.update(places)
-    assert len(seen) == 9  # every move occurs
+    images = torch.zeros(200, 1, 12, 16)
+    images[:, :, 5:7, 7:9] = 255.0
+    moves = centre_of_mass(augment(images, still(shift=2), flip=False)) - centre_of_mass(images)
+    assert moves.abs().max() <= 2.001 and moves.abs().max(0).values.min() > 1.8
+    assert len(moves.unique(dim=0)) > 190 and moves.mean(0).abs().max() < 0.3
+
+
+def test_augment_turns_by_up_to_rotate_degrees_without_shearing():
+    torch.manual_seed(0)
+    images = torch.zeros(200, 1, 33, 65)
+    images[:, :, 16, 42] = 255.0  # 10 pixels right of the centre
+    where = centre_of_mass(augment(images, still(rotate=30), flip=False))
+    offsets = where - torch.tensor([16.0, 32.0])
+    angles = torch.atan2(offsets[:, 0], offsets[:, 1]).rad2deg()
+    assert 28 < angles.abs().max() <= 32 and angles.min() < -25 and angles.max() > 25
+    assert ((offsets.norm(dim=1) - 10).abs() < 0.6).all()  # the distance stays
+
+
+def test_augment_zooms_each_image():
+    torch.manual_seed(0)
+    images = torch.zeros(200, 1, 33, 33)
+    images[:, :, 11:22, 11:22] = 255.0
+    sides = (augment(images, still(zoom=0.2), flip=False).sum((1, 2, 3)) / 255).sqrt()
+    assert 11 / 1.25 < sides.min() < 11 / 1.1 and 11 / 0.9 < sides.max() < 11 / 0.75
 
 
 def test_augment_mirrors_about_half():
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (400, 1, 4, 4), dtype=torch.uint8)
-    out = augment(images, shift=0, flip=True)
+    images = torch.randint(0, 256, (400, 1, 4, 6), dtype=torch.uint8)
+    out = augment(images, still(), flip=True).round()
     same = (out == images).flatten(1).all(1)
     mirrored = (out == images.flip(3)).flatten(1).all(1)
     assert (same | mirrored).all() and 150 < mirrored.sum() < 250
-    assert augment(images, shift=0, flip=False) is images
 
 
 def test_normalized_training_images_have_mean_0_and_deviation_1(digits):
@@ -150,7 +178,7 @@ def test_same_seed_same_weights_other_seed_other_weights(few):
 def test_loss_and_accuracy_are_counted_over_samples(few):
     """At a learning rate of 0 the numbers of an epoch must equal those of all images at once."""
     model = randomize(tiny_vit())
-    config = quick(epochs=1, lr=0.0, shift=0, weight_decay=0.0)
+    config = quick(epochs=1, lr=0.0, shift=0, rotate=0, zoom=0, weight_decay=0.0)
     record = fit(model, few, config).epochs[0]
     logits = predict(model, few, few.train.images)
     loss = F.cross_entropy(logits, few.train.labels, label_smoothing=0.1).item()
@@ -187,7 +215,7 @@ def test_the_test_split_is_looked_at_once_at_the_end(few, monkeypatch):
 
 def test_it_learns_real_digits(digits):
     model = tiny_vit(embed_dim=32, depth=2, pos_embed_std=0.5)
-    history = fit(model, digits, quick(epochs=8, lr=5e-3, shift=0))
+    history = fit(model, digits, quick(epochs=8, lr=5e-3, shift=0, rotate=0, zoom=0))
     assert history.epochs[0].train_loss > history.epochs[-1].train_loss
     assert history.test_accuracy > 0.85  # chance is 0.1
     assert history.device == "cpu" and history.precision == "float32"
@@ -196,7 +224,7 @@ def test_it_learns_real_digits(digits):
 def test_bfloat16_learns_too(digits):
     history = fit(
         tiny_vit(embed_dim=32, pos_embed_std=0.5), digits,
-        quick(epochs=6, lr=5e-3, shift=0, precision="bfloat16"),
+        quick(epochs=6, lr=5e-3, shift=0, rotate=0, zoom=0, precision="bfloat16"),
     )  # fmt: skip
     assert history.precision == "bfloat16" and history.test_accuracy > 0.7
 
@@ -212,6 +240,12 @@ def test_a_loss_that_is_no_number_stops_with_advice(few):
 def test_a_head_of_another_size_is_refused(few):
     with pytest.raises(ValueError, match="num_classes=10"):
         fit(tiny_vit(num_classes=7), few, quick())
+
+
+def test_an_empty_split_is_refused(few):
+    empty = dataclasses.replace(few, validation=Split(few.train.images[:0], few.train.labels[:0]))
+    with pytest.raises(ValueError, match="validation split of digits is empty"):
+        fit(tiny_vit(), empty, quick())
 
 
 def test_unknown_precision_is_refused():
