@@ -19,8 +19,8 @@ from helpers.training import TrainConfig, fit
 # For each data set: arguments of VisionTransformer, fields of TrainConfig.
 RECIPES = {
     "digits": (
-        dict(patch_size=2, embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.0, pos_embed_std=0.5),
-        dict(epochs=60, batch_size=64, lr=3e-3, weight_decay=0.3),
+        dict(patch_size=2, embed_dim=64, depth=3, num_heads=4, mlp_ratio=2.0, pos_embed_std=0.5),
+        dict(epochs=80, batch_size=64, lr=3e-3, weight_decay=0.3),
     ),
     "mnist": (
         dict(patch_size=7, embed_dim=64, depth=4, num_heads=4, pos_embed_std=0.5),
