@@ -24,15 +24,15 @@ RECIPES = {
     ),
     "mnist": (
         dict(patch_size=7, embed_dim=64, depth=4, num_heads=4, pos_embed_std=0.5),
-        dict(epochs=15, batch_size=128, lr=2e-3, shift=2),
+        dict(epochs=20, batch_size=128, lr=3e-3, shift=2),
     ),
-    "fashion-mnist": (
+    "fashion-mnist": (  # clothes are photographed upright and centred: no turns, no zoom
         dict(patch_size=7, embed_dim=64, depth=4, num_heads=4, pos_embed_std=0.5),
-        dict(epochs=15, batch_size=128, lr=2e-3, shift=2),
+        dict(epochs=20, batch_size=128, lr=3e-3, rotate=0, zoom=0),
     ),
     "cifar10": (
         dict(patch_size=4, embed_dim=192, depth=9, num_heads=12, mlp_ratio=2.0),
-        dict(epochs=100, batch_size=128, lr=1e-3, shift=4),
+        dict(epochs=100, batch_size=128, lr=1e-3, shift=4, rotate=0, zoom=0),
     ),
 }
 

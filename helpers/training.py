@@ -163,7 +163,9 @@ def evaluate(model, data, split="test"):
     """
     chosen = getattr(data, split)
     if not len(chosen):
-        raise ValueError(f"the {split} split of {data.name} is empty: load it with {split}=0.1, say")
+        raise ValueError(
+            f"the {split} split of {data.name} is empty: load it with {split}=0.1, say"
+        )
     logits = predict(model, data, chosen.images)
     loss = F.cross_entropy(logits, chosen.labels).item()
     return loss, (logits.argmax(1) == chosen.labels).float().mean().item()
