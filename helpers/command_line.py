@@ -93,22 +93,31 @@ def build_parser():
     """The command line's arguments. A flag that is not given takes the data set's own default."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.training",
+        usage="%(prog)s [--data NAME_OR_FOLDER] [options]",
         description="Train a Vision Transformer and look at the test images once, at the end.",
         epilog=EXAMPLES + "\n" + defaults_table(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data", default="digits", help="digits (default), mnist, fashion-mnist, cifar10, a folder"
+        "--data", default="digits", metavar="NAME", help="digits (default), mnist, fashion-mnist, cifar10, a folder"
         " with one sub-folder per class, or an .npz of JPEGs",
     )  # fmt: skip
-    data.add_argument("--root", help="where data sets lie or are downloaded to (default: data/)")
-    data.add_argument("--img-size", type=int, help="resize the images of a folder to this side")
-    data.add_argument("--split-seed", type=int, default=0, help="seed of the split (default 0)")
+    data.add_argument(
+        "--root", metavar="FOLDER", help="where data sets lie or are downloaded to (default: data/)"
+    )
+    data.add_argument(
+        "--img-size", type=int, metavar="N", help="resize the images of a folder to this side"
+    )
+    data.add_argument(
+        "--split-seed", type=int, default=0, metavar="N", help="seed of the split (default 0)"
+    )
     for title, flags in (("model", MODEL_FLAGS), ("training", TRAINING_FLAGS)):
         group = parser.add_argument_group(f"{title} (defaults: see below)")
         for name, (kind, text) in flags.items():
-            group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+            metavar = {int: "N", float: "X", str: "NAME"}[kind]
+            flag = f"--{name.replace('_', '-')}"
+            group.add_argument(flag, type=kind, metavar=metavar, help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
     return parser
 

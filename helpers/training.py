@@ -82,14 +82,27 @@ def choose_device(name="auto"):
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def choose_precision(name, device):
-    """ "float32" or "bfloat16". "auto" takes bfloat16 where the hardware multiplies it."""
+def choose_precision(name, device, width):
+    """ "float32" or "bfloat16". "auto" takes bfloat16 where it was measured to be faster.
+
+    That is on GPUs that multiply it, and on CPUs that do if tokens are at least 128 wide: below
+    that, a step on a CPU is spent on other things than products. ValueError for another name.
+    """
     if name not in ("auto", "float32", "bfloat16"):
         raise ValueError(f'precision is {name!r}: choose "auto", "float32" or "bfloat16"')
     if name != "auto":
         return name
-    pays = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        pays = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        pays = device.type == "cpu" and width >= 128 and cpu_multiplies_bfloat16()
     return "bfloat16" if pays else "float32"
+
+
+def cpu_multiplies_bfloat16():
+    """Whether this CPU has instructions for it; False with a torch too old to tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def learning_rate(step, steps, config):
@@ -206,7 +219,7 @@ def fit(
             f"build the model with num_classes={len(data.classes)}"
         )
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, device, model.pos_embed.shape[-1])
     torch.manual_seed(config.seed)
     model.to(device)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
@@ -256,7 +269,7 @@ def check_finite(loss, step, config):
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the loss became {loss} by step {step + 1}: try a smaller lr than {config.lr}, or a "
-            f"longer warm-up than {config.warmup}; an earlier checkpoint is kept"
+            f"longer warm-up than {config.warmup}; the last epoch's checkpoint stays, if there is one"
         )
 
 

@@ -250,7 +250,17 @@ def test_an_empty_split_is_refused(few):
 
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="'half'.*bfloat16"):
-        choose_precision("half", torch.device("cpu"))
+        choose_precision("half", torch.device("cpu"), 64)
+
+
+def test_auto_precision_is_bfloat16_only_where_it_pays(monkeypatch):
+    cpu, mps = torch.device("cpu"), torch.device("mps")
+    for able in (True, False):
+        monkeypatch.setattr(training, "cpu_multiplies_bfloat16", lambda able=able: able)
+        assert choose_precision("auto", cpu, 64) == "float32"
+        assert choose_precision("auto", cpu, 192) == ("bfloat16" if able else "float32")
+        assert choose_precision("auto", mps, 192) == "float32"
+        assert choose_precision("float32", cpu, 192) == "float32"
 
 
 # Checkpoints
