@@ -99,19 +99,17 @@ def build_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data", default="digits", metavar="NAME", help="digits (default), mnist, fashion-mnist, cifar10, a folder"
-        " with one sub-folder per class, or an .npz of JPEGs",
-    )  # fmt: skip
-    data.add_argument(
-        "--root", metavar="FOLDER", help="where data sets lie or are downloaded to (default: data/)"
+    choices = (
+        "digits (default), mnist, fashion-mnist, cifar10, a folder with one sub-folder per class, "
+        "or an .npz of JPEGs"
     )
-    data.add_argument(
-        "--img-size", type=int, metavar="N", help="resize the images of a folder to this side"
-    )
-    data.add_argument(
-        "--split-seed", type=int, default=0, metavar="N", help="seed of the split (default 0)"
-    )
+    data.add_argument("--data", default="digits", metavar="NAME", help=choices)
+    root = "where data sets lie or are downloaded to (default: data/)"
+    data.add_argument("--root", metavar="FOLDER", help=root)
+    side = "resize the images to this side"
+    data.add_argument("--img-size", type=int, metavar="N", help=side)
+    seed = "seed of the split (default 0)"
+    data.add_argument("--split-seed", type=int, default=0, metavar="N", help=seed)
     for title, flags in (("model", MODEL_FLAGS), ("training", TRAINING_FLAGS)):
         group = parser.add_argument_group(f"{title} (defaults: see below)")
         for name, (kind, text) in flags.items():

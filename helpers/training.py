@@ -269,7 +269,7 @@ def check_finite(loss, step, config):
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the loss became {loss} by step {step + 1}: try a smaller lr than {config.lr}, or a "
-            f"longer warm-up than {config.warmup}; the last epoch's checkpoint stays, if there is one"
+            f"longer warm-up than {config.warmup}; a checkpoint that was saved before stays"
         )
 
 
