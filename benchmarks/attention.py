@@ -30,7 +30,7 @@ def math_backend(q, k, v):
 
 
 def written_out(q, k, v):
-    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
 
 WAYS = {"fused": fused, "math backend": math_backend, "written out": written_out}

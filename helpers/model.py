@@ -59,7 +59,7 @@ def attention(q, k, v):
     bfloat16 on a CPU (benchmarks/README.md), so there it is written out.
     """
     if q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, h, N, N)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, N)
         return scores.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -87,9 +87,9 @@ class MultiHeadSelfAttention(nn.Module):
 
     def forward(self, x):
         B, N, D = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # three of (B, h, N, d_k)
-        x = attention(q, k, v)  # (B, h, N, d_k)
+        heads = (B, N, self.num_heads, D // self.num_heads)  # (B, N, h, d_k)
+        q, k, v = (t.view(heads).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        x = attention(q, k, v)  # three of (B, h, N, d_k) -> (B, h, N, d_k)
         x = x.transpose(1, 2).reshape(B, N, D)  # heads side by side again
         return self.proj_drop(self.proj(x))
 
