@@ -40,7 +40,8 @@ RECIPES = {
 def recipe(data):
     """(arguments of VisionTransformer, fields of TrainConfig) for data, an ImageData.
 
-    A data set without a recipe, your own folder say, gets 8 x 8 patches as near as its size allows.
+    A data set without a recipe, your own folder say, is cut into at least 8 x 8
+    patches, as large as its size allows.
     """
     _, C, H, W = data.train.images.shape
     fallback = (
