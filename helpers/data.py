@@ -126,7 +126,7 @@ def load(
             *parts["train"], classes, "validation", validation, split_seed
         )
     splits = {part: Split(images, labels) for part, (images, labels) in parts.items()}
-    mean, std = _mean_and_std(splits["train"].images)
+    mean, std = mean_and_std(splits["train"].images)
     return ImageData(name=name, classes=classes, mean=mean, std=std, flip=flip, **splits)
 
 
@@ -173,7 +173,7 @@ def _cut(images, labels, classes, part: str, share: float, seed: int):
     return (images[~aside], labels[~aside]), (images[aside], labels[aside])
 
 
-def _mean_and_std(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per channel, on the 0..1 scale, from counts of the 256 values: the same on any machine."""
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []

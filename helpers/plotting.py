@@ -1,4 +1,4 @@
-"""Pictures of images, of the model and of its training, all in one palette.
+"""Pictures of images, of numbers and of training, all in one palette.
 
 Every function returns its figure and leaves plt.show() to the caller. Images are uint8 and
 channels first, (C, H, W) with C = 1 (grey) or 3 (RGB), as tensors or arrays.
@@ -6,10 +6,10 @@ channels first, (C, H, W) with C = 1 (grey) or 3 (RGB), as tensors or arrays.
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import to_hex, to_rgb
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
-from matplotlib.path import Path
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image, ImageOps
 
 # The first seven are Okabe and Ito's, or near, and mean the same thing in every notebook. Colour
 # never stands alone: a label, a mark or a line style says it too.
@@ -31,21 +31,6 @@ COLORS = {
     "validation": "#1F4E79",
     "wrong": "#C0282D",
     "ink": "#222222",
-}
-PARTS = ("patches", "embedding", "class token", "positions", "attention", "mlp", "norm",
-         "residual", "encoder", "head")  # fmt: skip
-EQUATIONS = {
-    1: r"$\mathbf{z}_0 = [\mathbf{x}_{class};\; \mathbf{x}_p^1\mathbf{E};\; \ldots;\;"
-    r" \mathbf{x}_p^N\mathbf{E}] + \mathbf{E}_{pos}$",
-    2: r"$\mathbf{z}'_\ell = \mathrm{MSA}(\mathrm{LN}(\mathbf{z}_{\ell-1})) + \mathbf{z}_{\ell-1}$",
-    3: r"$\mathbf{z}_\ell = \mathrm{MLP}(\mathrm{LN}(\mathbf{z}'_\ell)) + \mathbf{z}'_\ell$",
-    4: r"$\mathbf{y} = \mathrm{LN}(\mathbf{z}_L^0)$",
-}
-IN_EQUATION = {  # as far as they are drawn: the last norm, in equation 4, is not
-    1: {"patches", "embedding", "class token", "positions"},
-    2: {"norm", "attention", "residual", "encoder"},
-    3: {"norm", "mlp", "residual", "encoder"},
-    4: {"class token", "head"},
 }
 
 
@@ -72,165 +57,25 @@ def pale(color, towards_white=0.8):
     return to_hex([c + (1 - c) * towards_white for c in to_rgb(color)])
 
 
-def sample_photo(name="china.jpg", side=210):
-    """The middle of a photograph that scikit-learn bundles, uint8 (3, side, side).
+def sample_photo(name="china.jpg", size=210):
+    """A photograph that comes with a library, uint8 (3, H, W); size is an int or (H, W).
 
-    "china.jpg" and "flower.jpg": by danielbuechele and vultilion on Flickr, CC BY 2.0.
+    The largest middle part of that shape, made smaller. "china.jpg" (by danielbuechele) and
+    "flower.jpg" (by vultilion), both from Flickr, CC BY 2.0, come with scikit-learn;
+    "grace_hopper.jpg" (James S. Davis, US Navy, public domain) with matplotlib.
     """
-    from sklearn.datasets import load_sample_image
+    H, W = (size, size) if isinstance(size, int) else size
+    if name == "grace_hopper.jpg":
+        from matplotlib.cbook import get_sample_data
 
-    photo = load_sample_image(name)  # (427, 640, 3)
-    step = min(photo.shape[:2]) // side
-    top, left = ((length - side * step) // 2 for length in photo.shape[:2])
-    photo = photo[top : top + side * step, left : left + side * step]
-    photo = photo.reshape(side, step, side, step, 3).mean(axis=(1, 3)).round()
-    return photo.astype(np.uint8).transpose(2, 0, 1)
+        with get_sample_data(name) as file:
+            photo = Image.open(file).convert("RGB")
+    else:
+        from sklearn.datasets import load_sample_image
 
-
-class Drawing:
-    """The pencil of figure_1, unit a tenth of an inch. A stroke's part, lit or pale, is its gid."""
-
-    def __init__(self, lit):
-        self.equations = {lit} if lit in EQUATIONS else set()
-        self.lit = set(PARTS) if lit is None else IN_EQUATION.get(lit, {lit})
-        if not self.equations:  # light every equation that names one of the parts
-            self.equations = {n for n, parts in IN_EQUATION.items() if parts & self.lit}
-        if lit == "encoder":
-            self.lit = {"encoder", "attention", "mlp", "norm", "residual"}
-        self.figure = plt.figure(figsize=(10, 5), dpi=100)
-        self.ax = self.figure.add_axes((0, 0, 1, 1))
-        self.ax.set(xlim=(0, 100), ylim=(0, 50))
-        self.ax.axis("off")
-
-    def shade(self, part, color=None, towards_white=0.8):
-        color = color or COLORS[part]
-        return color if part in self.lit else pale(color, towards_white)
-
-    def text(self, part, x, y, label, size=9.5, color=COLORS["ink"], weight="normal"):
-        self.ax.text(x, y, label, size=size, ha="center", va="center", weight=weight, gid=part,
-                     color=self.shade(part, color, 0.65), zorder=6)  # fmt: skip
-
-    def box(self, part, x, y, width, height, label="", color=None, rounding=0.5):
-        """A rounded box with its lower left corner at x, y; white letters where it is dark."""
-        fill, edge = self.shade(part, color), self.shade(part, "#555555", 0.7)
-        shape = f"round,pad=0,rounding_size={rounding}"
-        self.ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, fc=fill, ec=edge,
-                                         lw=0.8, gid=part, zorder=3))  # fmt: skip
-        dark = part in self.lit and np.dot(to_rgb(fill), (0.3, 0.6, 0.1)) < 0.45
-        ink = "white" if dark else COLORS["ink"]
-        self.text(part, x + width / 2, y + height / 2 - 0.1, label, color=ink)
-
-    def arrow(self, part, *points, color="#444444", width=1.3):
-        """A line through the points that ends in an arrow head."""
-        style = {"arrowstyle": "-|>", "mutation_scale": 9, "lw": width, "zorder": 4, "gid": part}
-        color = self.shade(part, color)
-        self.ax.add_patch(FancyArrowPatch(path=Path(points), color=color, **style))
-
-    def plus(self, x, y):
-        color = self.shade("residual")
-        self.ax.add_patch(Circle((x, y), 1.15, fc="white", ec=color, lw=1.6, zorder=5))
-        for dx, dy in ((0.6, 0), (0, 0.6)):
-            self.ax.plot((x - dx, x + dx), (y - dy, y + dy), color=color, lw=1.6, zorder=6)
-
-    def tag(self, number, x, y, label=None):
-        """The number of an equation, lit with any of the parts that stand in it."""
-        color = COLORS["ink"] if number in self.equations else pale(COLORS["ink"], 0.65)
-        frame = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": color, "lw": 0.8}
-        self.ax.text(x, y, f"({number})", size=9, ha="center", va="center", color=color,
-                     bbox=frame, gid=f"eq. {number}", zorder=7)  # fmt: skip
-        if label:
-            self.ax.text(x + 2.2, y, label, size=11, va="center", color=color, zorder=7)
-
-
-def figure_1(lit=None):
-    """Figure 1 of the paper, redrawn: the whole model left, one encoder block right.
-
-    lit: what is in full colour while the rest is pale ("you are here"): one of PARTS, or the number
-    of an equation, 1 to 4; None for all. Numbers in frames are the equations of section 3.1.
-    ValueError for another lit.
-    """
-    if lit is not None and lit not in PARTS and lit not in EQUATIONS:
-        choices = ", ".join(map(str, (*PARTS, *EQUATIONS)))
-        raise ValueError(f"part {lit!r} is unknown, choose None or one of: {choices}")
-    drawing = Drawing(lit)
-    for draw in (draw_tokens, draw_top, draw_block):
-        draw(drawing)
-    return drawing.figure
-
-
-TOKEN_X = [12.5 + 5.3 * i for i in range(10)]  # the middle of each token's column in figure 1
-
-
-def draw_tokens(d):
-    """The lower half of figure 1: photograph, patches, E, class token and positions."""
-    photo = sample_photo()
-    side = photo.shape[1] // 3
-    for i, x in enumerate(TOKEN_X[1:]):
-        row, col = divmod(i, 3)
-        patch = photo[:, row * side : (row + 1) * side, col * side : (col + 1) * side]
-        for left, bottom, size in ((1 + 3.6 * col, 9.2 - 3.6 * row, 3.4), (x - 2, 3, 4)):
-            draw_image(d.ax, patch, extent=(left, left + size, bottom, bottom + size), zorder=3,
-                       alpha=1 if "patches" in d.lit else 0.25, gid="patches")  # fmt: skip
-            d.ax.add_patch(Rectangle((left, bottom), size, size, fc="none", lw=1.5, zorder=4,
-                                     ec=d.shade("patches"), gid="patches"))  # fmt: skip
-        d.arrow("embedding", (x, 7.5), (x, 12.2))
-        d.arrow("embedding", (x, 16.2), (x, 20.2))
-        d.box("embedding", x + 0.1, 20.6, 2, 4.2)
-    d.ax.set(xlim=(0, 100), ylim=(0, 50), aspect="auto")
-    d.arrow("patches", (12.2, 5), (TOKEN_X[1] - 2.4, 5))
-    d.text("patches", 6.3, 1.1, "image")
-    d.text("patches", TOKEN_X[5], 1.1, r"flattened patches $\mathbf{x}_p^1 \ldots \mathbf{x}_p^9$")
-    width = TOKEN_X[9] - TOKEN_X[1] + 4.6
-    label = "Linear projection of flattened patches  (E)"
-    d.box("embedding", TOKEN_X[1] - 2.3, 12.5, width, 3.6, label)
-    d.box("class token", TOKEN_X[0] + 0.1, 20.6, 2, 4.2, "*")
-    d.text("class token", 7.5, 17.2, "* extra learnable\nclass token", 9)
-    d.text("positions", 5, 22.7, "patch +\nposition\nembedding", 9)
-    for i, x in enumerate(TOKEN_X):
-        d.box("positions", x - 2.1, 20.6, 2, 4.2, str(i), rounding=0.9)
-        d.arrow("encoder", (x, 25.2), (x, 29.2))
-    d.tag(1, TOKEN_X[0] - 2.7, 27.2)
-
-
-def draw_top(d):
-    """The upper half of figure 1: encoder, head, class, and the four equations in full."""
-    left, right, x = TOKEN_X[0] - 2.3, TOKEN_X[9] + 2.3, TOKEN_X[0]
-    d.box("encoder", left, 29.6, right - left, 4.6, "Transformer encoder:  L blocks")
-    for y, corner in ((34.2, 44), (29.6, 5.6)):
-        d.ax.plot((right + 0.3, 71.4), (y, corner), ":", lw=1, color=d.shade("encoder", "#777777"))
-    part = "class token" if "class token" in d.lit else "head"
-    d.arrow(part, (x, 34.6), (x, 39), color=COLORS["class token"], width=2)
-    d.tag(4, x + 2.6, 36.8)
-    d.box("head", x - 4.5, 39.4, 9, 4, "MLP head")
-    d.arrow("head", (x, 43.8), (x, 46.6))
-    d.text("head", x, 48, "class: temple")
-    for number, equation in EQUATIONS.items():
-        d.tag(number, 27, 49.8 - 2.9 * number, equation)
-
-
-def draw_block(d, x=86):
-    """The right side of figure 1: one encoder block around the vertical line at x."""
-    d.box("encoder", 71.5, 4.6, 27, 40.4, color="#F2F2F2", rounding=1.2)
-    d.text("encoder", x, 48.4, "Encoder block", 10.5, weight="bold")
-    d.text("encoder", 68.6, 24.5, r"L $\times$", 13)
-    d.text("encoder", x, 1.1, "embedded patches")
-    d.arrow("encoder", (x, 2.3), (x, 8.6))
-    d.arrow("encoder", (x, 41.9), (x, 47))
-    halves = ((9, 24.2, "attention", "Multi-head\nattention", 4.4), (28.2, 40.7, "mlp", "MLP", 3.6))
-    for bottom, top, part, label, height in halves:
-        around = (x, bottom - 2), (74.5, bottom - 2), (74.5, top), (x - 1.2, top)
-        d.arrow("residual", *around, color=COLORS["residual"], width=2)
-        d.arrow("residual", (x, top - 2.5), (x, top - 1.2))
-        d.box("norm", x - 7, bottom, 14, 2.8, "Norm")
-        d.box(part, x - 7, top - 2.6 - height, 14, height, label)
-        d.plus(x, top)
-    for name, dx in (("queries", -4), ("keys", 0), ("values", 4)):
-        d.arrow("attention", (x + dx, 12), (x + dx, 16.9), color=COLORS[name], width=1.8)
-        d.text("attention", x + dx + 1, 14.1, name[0], 9)
-    d.arrow("mlp", (x, 31.2), (x, 34.2))
-    d.arrow("residual", (x, 25.4), (x, 27.8))
-    d.tag(2, x + 3.6, 24.2)
-    d.tag(3, x + 3.6, 40.7)
+        photo = Image.fromarray(load_sample_image(name))
+    photo = ImageOps.fit(photo, (W, H), Image.Resampling.LANCZOS)
+    return np.array(photo).transpose(2, 0, 1)
 
 
 def show_images(images, titles=None, cols=8, correct=None, size=1.1):
@@ -350,4 +195,124 @@ def attention_on_image(image, attention, grid):
     bar = figure.colorbar(weights, ax=laid_over, fraction=0.05)
     bar.set_label("attention weight (line: the mean)", size=9)
     bar.ax.axhline(attention.mean(), color=COLORS["ink"], lw=1.5)
+    return figure
+
+
+def numbers(ax, values, title="", color="attention", rows=None, cols=None, digits=2):
+    """Draw a small matrix (n, m) on ax with its numbers written in; more colour is larger.
+
+    rows, cols: labels of the rows and columns. color: a name in COLORS, for the largest size.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    scale = np.abs(values).max() or 1
+    shades = LinearSegmentedColormap.from_list("", ["white", pale(COLORS[color], 0.25)])
+    ax.imshow(np.abs(values), cmap=shades, vmin=0, vmax=scale)
+    for (i, j), value in np.ndenumerate(values):
+        ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", size=9, color=COLORS["ink"])
+    for axis, labels, count in ((ax.yaxis, rows, len(values)), (ax.xaxis, cols, values.shape[1])):
+        axis.set_ticks(range(count) if labels is not None else [], labels=labels)
+        axis.set_tick_params(length=0, labelsize=9)
+    ax.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(values) + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", lw=2)
+    ax.tick_params(which="minor", length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, size=10)
+
+
+def heatmaps(arrays, titles=None, cols=4, label="", size=2.0, limits=None, cmap="viridis"):
+    """Matrices (n, m) side by side, cols in a row, one colour scale and one bar for all.
+
+    label says what the bar measures; limits is (low, high), by default what the arrays hold.
+    ValueError without an array, or if the titles are not as many.
+    """
+    arrays = [np.asarray(array, dtype=float) for array in arrays]
+    if not arrays or (titles is not None and len(titles) != len(arrays)):
+        raise ValueError(f"{len(arrays)} arrays and {len(titles or [])} titles: give one for each")
+    low, high = limits or (min(a.min() for a in arrays), max(a.max() for a in arrays))
+    rows, cols = -(-len(arrays) // cols), min(cols, len(arrays))
+    figure, axes = plt.subplots(rows, cols, figsize=(cols * size + 0.9, rows * (size + 0.2)),
+                                dpi=100, squeeze=False, layout="constrained")  # fmt: skip
+    for ax in axes.flat[len(arrays) :]:
+        ax.set_axis_off()
+    for ax, array, title in zip(axes.flat, arrays, titles or [""] * len(arrays), strict=False):
+        picture = ax.imshow(array, vmin=low, vmax=high, cmap=cmap)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, size=9)
+    figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02).set_label(label, size=9)
+    return figure
+
+
+def accuracy_bars(results, chance=None, label="test accuracy"):
+    """A bar for each name in results, {name: accuracies (0..1), one for each seed}.
+
+    The bar ends at the mean, dots are the seeds, the number is written beside it; a dashed line
+    marks chance. ValueError if there is nothing to draw.
+    """
+    if not results or not all(len(np.atleast_1d(runs)) for runs in results.values()):
+        raise ValueError("no results given: each name needs one accuracy or more")
+    figure, ax = plt.subplots(figsize=(7, 0.42 * len(results) + 0.9), dpi=100, layout="constrained")
+    for y, (name, runs) in enumerate(results.items()):
+        runs = np.atleast_1d(np.asarray(runs, dtype=float))
+        ax.barh(y, runs.mean(), color=pale(COLORS["attention"], 0.3), height=0.62, label=name)
+        ax.plot(runs, [y] * len(runs), "o", ms=4, color=COLORS["ink"], alpha=0.7)
+        text = f"{runs.mean():.0%}" if runs.mean() < 0.995 else f"{runs.mean():.1%}"
+        ax.text(max(runs.max(), runs.mean()) + 0.02, y, text, va="center", size=9)
+    if chance is not None:
+        ax.axvline(chance, ls="--", lw=1, color=COLORS["wrong"])
+        ax.text(chance, -0.75, f"chance {chance:.0%}", size=8, ha="center", color=COLORS["wrong"])
+    ax.set_yticks(range(len(results)), labels=results, size=9)
+    ax.set(xlim=(0, 1.12), ylim=(len(results) - 0.5, -0.6 if chance is None else -1), xlabel=label)
+    ax.set_xticks(np.arange(0, 1.01, 0.25))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def curves(series, xlabel, ylabel, title="", log=""):
+    """Lines {name: y values, or (x, y)}, each named at its end; log: "x", "y" or "xy" axes.
+
+    ValueError without a line.
+    """
+    if not series:
+        raise ValueError("no lines given: there is nothing to draw")
+    figure, ax = plt.subplots(figsize=(7, 3), dpi=100, layout="constrained")
+    order = ["queries", "keys", "values", "positions", "class token", "residual", "ink"]
+    for i, (name, line) in enumerate(series.items()):
+        x, y = line if isinstance(line, tuple) else (range(1, len(line) + 1), line)
+        style = ("-", "--", ":", "-.")[i % 4]
+        ax.plot(x, y, style, color=COLORS[order[i % len(order)]], lw=1.8, label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_title(title, size=10)
+    if "x" in log:
+        ax.set_xscale("log")
+    if "y" in log:
+        ax.set_yscale("log")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    return figure
+
+
+def looks(image, maps, grid, query=None, titles=None, cols=4, size=2.0):
+    """Who looks where: one picture of image (C, H, W) for each map (N,), laid over its patches.
+
+    grid: (rows, cols) of the patches; query: the number of the patch that looks, from 0, framed.
+    One colour scale for all, its bar beside them. ValueError for maps that do not fit the grid.
+    """
+    maps = [np.asarray(weights, dtype=float) for weights in maps]
+    if any(weights.shape != (grid[0] * grid[1],) for weights in maps) or not maps:
+        raise ValueError(
+            f"maps of shapes {[w.shape for w in maps]} given, {grid[0]} x {grid[1]} = "
+            f"{grid[0] * grid[1]} weights needed in each: one for each patch"
+        )
+    titles = [""] * len(maps) if titles is None else titles
+    figure = heatmaps([w.reshape(grid) for w in maps], titles, cols, "attention weight", size)
+    for ax in figure.axes[: len(maps)]:
+        over = ax.get_images()[0]
+        over.set(alpha=0.7, zorder=2)
+        draw_image(ax, image, extent=over.get_extent(), zorder=1)
+        if query is not None:
+            row, col = divmod(query, grid[1])
+            frame = {"fc": "none", "ec": COLORS["queries"], "lw": 2.5, "zorder": 3, "gid": "query"}
+            ax.add_patch(Rectangle((col - 0.5, row - 0.5), 1, 1, **frame))
     return figure

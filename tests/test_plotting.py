@@ -14,10 +14,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from helpers import animation, plotting  # noqa: E402
+from helpers import animation, figure_1, plotting  # noqa: E402
+from helpers.figure_1 import PARTS  # noqa: E402
 from helpers.inspection import attention_maps  # noqa: E402
 from helpers.model import VisionTransformer  # noqa: E402
-from helpers.plotting import COLORS, PARTS  # noqa: E402
+from helpers.plotting import COLORS  # noqa: E402
 
 # Glyphs that are missing, layouts that fail: but no matter what a library deprecates in another.
 pytestmark = pytest.mark.filterwarnings(
@@ -65,7 +66,7 @@ def test_the_colours_are_those_of_the_series():
 
 
 def test_figure_1_has_nine_patches_ten_positions_and_the_equations():
-    figure = plotting.figure_1()
+    figure = figure_1.figure_1()
     assert len([p for p in shown(figure) if p.get_gid() == "patches"]) == 2 * 9
     assert len(artists(figure, FancyBboxPatch, "positions")) == 10
     assert len(artists(figure, FancyBboxPatch, "embedding")) == 9 + 1  # and E itself
@@ -74,12 +75,12 @@ def test_figure_1_has_nine_patches_ten_positions_and_the_equations():
     labels = [t.get_text() for t in artists(figure, plt.Text)]
     for number in (1, 2, 3, 4):
         assert labels.count(f"({number})") == 2  # beside the part, and before the equation
-        assert plotting.EQUATIONS[number] in labels
+        assert figure_1.EQUATIONS[number] in labels
 
 
 def test_figure_1_shows_the_photograph_in_reading_order():
     photo = plotting.pixels(plotting.sample_photo())
-    row = [p for p in shown(plotting.figure_1()) if p.get_extent()[1] - p.get_extent()[0] > 3.9]
+    row = [p for p in shown(figure_1.figure_1()) if p.get_extent()[1] - p.get_extent()[0] > 3.9]
     row = [p.get_array() for p in sorted(row, key=lambda p: p.get_extent()[0])]
     rows = [np.concatenate(row[i : i + 3], axis=1) for i in (0, 3, 6)]
     assert np.array_equal(np.concatenate(rows), photo)
@@ -87,7 +88,7 @@ def test_figure_1_shows_the_photograph_in_reading_order():
 
 @pytest.mark.parametrize("lit", [None, *PARTS])
 def test_figure_1_shows_the_lit_part_in_colour_and_the_rest_pale(lit):
-    figure = plotting.figure_1(lit)
+    figure = figure_1.figure_1(lit)
     inside = {"encoder": {"attention", "mlp", "norm", "residual"}}.get(lit, set())
     boxed = {"embedding", "class token", "positions", "attention", "mlp", "norm", "encoder", "head"}
     for part in boxed:
@@ -111,14 +112,14 @@ def test_figure_1_lights_the_equations_of_the_part():
                 "mlp": {3}, "norm": {2, 3}, "residual": {2, 3}, "head": {4},
                 1: {1}, 2: {2}, 3: {3}, 4: {4}}  # fmt: skip
     for lit, numbers in expected.items():
-        figure = plotting.figure_1(lit)
+        figure = figure_1.figure_1(lit)
         tags = {n: artists(figure, plt.Text, f"eq. {n}") for n in (1, 2, 3, 4)}
         full = {n for n, tag in tags.items() if same_color(tag[0].get_color(), COLORS["ink"])}
         assert full == numbers, lit
 
 
 def test_figure_1_lights_the_parts_of_an_equation():
-    figure = plotting.figure_1(3)
+    figure = figure_1.figure_1(3)
     for part, color in (("mlp", COLORS["mlp"]), ("attention", None), ("embedding", None)):
         fills = [box.get_facecolor() for box in artists(figure, FancyBboxPatch, part)]
         assert fills
@@ -126,7 +127,7 @@ def test_figure_1_lights_the_parts_of_an_equation():
 
 
 def test_figure_1_has_no_text_outside_or_over_another():
-    figure = plotting.figure_1()
+    figure = figure_1.figure_1()
     assert_nothing_outside(figure)
     texts = [t for t in figure.axes[0].texts if t.get_text()]
     boxes = [t.get_window_extent() for t in texts]
@@ -137,7 +138,7 @@ def test_figure_1_has_no_text_outside_or_over_another():
 
 def test_figure_1_names_the_choices():
     with pytest.raises(ValueError, match="'decoder'.*patches.*class token.*head"):
-        plotting.figure_1("decoder")
+        figure_1.figure_1("decoder")
 
 
 def test_show_images_draws_all_and_marks_the_wrong_ones():
