@@ -19,7 +19,7 @@ def task(draw):
 
 
 def make_task(name, train=4096, test=1024, seed=0):
-    """The task called name as ImageData: train images to learn from, test each to validate and test.
+    """The task called name as ImageData; test images to validate with, and as many to test with.
 
     ValueError for a name that is not in TASKS.
     """
