@@ -144,10 +144,9 @@ class VisionTransformer(nn.Module):
         if global_pool not in ("token", "avg"):
             raise ValueError(f'global_pool is {global_pool!r}: choose "token" or "avg"')
         self.patch_embed = PatchEmbedding(img_size, patch_size, in_chans, embed_dim)
-        has_token = global_pool == "token"
-        num_tokens = self.patch_embed.num_patches + has_token
+        N, has_token = self.patch_embed.num_patches, global_pool == "token"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if has_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, N + has_token, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
         block = (embed_dim, num_heads, mlp_ratio, drop_rate, norm_eps)
         self.blocks = nn.Sequential(*[EncoderBlock(*block) for _ in range(depth)])
@@ -162,8 +161,7 @@ class VisionTransformer(nn.Module):
         """Images (B, C, H, W) -> every token after the last norm: (B, N+1, D), or (B, N, D)."""
         x = self.patch_embed(x)  # (B, C, H, W) -> (B, N, D)
         if self.cls_token is not None:
-            cls = self.cls_token.expand(len(x), -1, -1)  # (1, 1, D) -> (B, 1, D)
-            x = torch.cat([cls, x], dim=1)  # (B, N+1, D)
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, N+1, D)
         x = self.pos_drop(x + self.pos_embed)  # z_0, equation 1
         return self.norm(self.blocks(x))
 
