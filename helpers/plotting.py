@@ -257,9 +257,10 @@ def accuracy_bars(results, chance=None, label="test accuracy"):
         ax.barh(y, runs.mean(), color=pale(COLORS["attention"], 0.3), height=0.62, label=name)
         ax.plot(runs, [y] * len(runs), "o", ms=4, color=COLORS["ink"], alpha=0.7)
         text = f"{runs.mean():.0%}" if runs.mean() < 0.995 else f"{runs.mean():.1%}"
-        ax.text(max(runs.max(), runs.mean()) + 0.02, y, text, va="center", size=9)
+        ax.text(max(runs.max(), runs.mean()) + 0.02, y, text, va="center", size=9,
+                bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
     if chance is not None:
-        ax.axvline(chance, ls="--", lw=1, color=COLORS["wrong"])
+        ax.vlines(chance, -0.65, len(results) - 0.5, ls="--", lw=1, color=COLORS["wrong"])
         ax.text(chance, -0.75, f"chance {chance:.0%}", size=8, ha="center", color=COLORS["wrong"])
     ax.set_yticks(range(len(results)), labels=results, size=9)
     ax.set(xlim=(0, 1.12), ylim=(len(results) - 0.5, -0.6 if chance is None else -1), xlabel=label)
@@ -296,8 +297,9 @@ def curves(series, xlabel, ylabel, title="", log=""):
 def looks(image, maps, grid, query=None, titles=None, cols=4, size=2.0):
     """Who looks where: one picture of image (C, H, W) for each map (N,), laid over its patches.
 
-    grid: (rows, cols) of the patches; query: the number of the patch that looks, from 0, framed.
-    One colour scale for all, its bar beside them. ValueError for maps that do not fit the grid.
+    grid: (rows, cols) of the patches; query: the number of the patch that looks, from 0, framed, or
+    a list of them, one for each map. One colour scale for all, its bar beside them. ValueError for
+    maps that do not fit the grid.
     """
     maps = [np.asarray(weights, dtype=float) for weights in maps]
     if any(weights.shape != (grid[0] * grid[1],) for weights in maps) or not maps:
@@ -307,12 +309,60 @@ def looks(image, maps, grid, query=None, titles=None, cols=4, size=2.0):
         )
     titles = [""] * len(maps) if titles is None else titles
     figure = heatmaps([w.reshape(grid) for w in maps], titles, cols, "attention weight", size)
-    for ax in figure.axes[: len(maps)]:
+    queries = query if isinstance(query, list | tuple) else [query] * len(maps)
+    for ax, patch in zip(figure.axes[: len(maps)], queries, strict=True):
         over = ax.get_images()[0]
         over.set(alpha=0.7, zorder=2)
         draw_image(ax, image, extent=over.get_extent(), zorder=1)
-        if query is not None:
-            row, col = divmod(query, grid[1])
+        if patch is not None:
+            row, col = divmod(patch, grid[1])
             frame = {"fc": "none", "ec": COLORS["queries"], "lw": 2.5, "zorder": 3, "gid": "query"}
             ax.add_patch(Rectangle((col - 0.5, row - 0.5), 1, 1, **frame))
+    return figure
+
+
+def share_bars(bars, colors, title=""):
+    """One bar for each name in bars, {name: {part: amount}}, cut into the parts' shares of the sum.
+
+    colors: one for each part, in order; all bars have the same parts. Shares are written in where
+    they fit.
+    """
+    figure, ax = plt.subplots(figsize=(8, 0.5 * len(bars) + 1), dpi=100, layout="constrained")
+    for y, amounts in enumerate(bars.values()):
+        left = 0
+        for color, (part, amount) in zip(colors, amounts.items(), strict=True):
+            share = amount / sum(amounts.values())
+            label = part if y == 0 else None
+            ax.barh(y, share, left=left, color=color, edgecolor="white", label=label)
+            if share > 0.04:
+                ink = "white" if np.dot(to_rgb(color), (0.3, 0.6, 0.1)) < 0.45 else COLORS["ink"]
+                ax.text(left + share / 2, y, f"{share:.0%}", ha="center", va="center", color=ink)
+            left += share
+    ax.set_yticks(range(len(bars)), labels=bars)
+    ax.tick_params(length=0)
+    ax.set(xlim=(0, 1), xticks=[], ylim=(len(bars) - 0.5, -0.5))
+    ax.set_title(title, size=10)
+    ax.spines[:].set_visible(False)
+    ax.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9)
+    return figure
+
+
+def grid_of_grids(similarity, grid, title=""):
+    """Figure 7, centre: the small picture at row r, column c is row (r, c) of similarity (N, N).
+
+    grid: (rows, cols) of the patches; ValueError if N is not rows * cols.
+    """
+    rows, cols = grid
+    gaps = np.full((rows, rows + 1, cols, cols + 1), np.nan)  # white between the small pictures
+    small = np.asarray(similarity).reshape(rows, cols, rows, cols)
+    gaps[:, :-1, :, :-1] = small.transpose(0, 2, 1, 3)
+    picture = gaps.reshape(rows * (rows + 1), cols * (cols + 1))[:-1, :-1]
+    figure, ax = plt.subplots(figsize=(5.4, 4.6), dpi=100, layout="constrained")
+    shown = ax.imshow(picture, vmin=-1, vmax=1, interpolation="nearest")
+    figure.colorbar(shown, ax=ax, fraction=0.05).set_label("cosine similarity", size=9)
+    ax.set_xticks(np.arange(cols) * (cols + 1) + (cols - 1) / 2, labels=range(1, cols + 1))
+    ax.set_yticks(np.arange(rows) * (rows + 1) + (rows - 1) / 2, labels=range(1, rows + 1))
+    ax.set(xlabel="column of the patch", ylabel="row of the patch")
+    ax.set_title(title, size=10)
+    ax.spines[:].set_visible(False)
     return figure

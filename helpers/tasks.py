@@ -28,7 +28,7 @@ def make_task(name, train=4096, test=1024, seed=0):
     generator = torch.Generator().manual_seed(seed)
     count = train + 2 * test
     images, labels, classes = TASKS[name](count, generator)
-    noise = torch.randint(0, 40, images.shape, generator=generator)
+    noise = torch.randint(0, 40, (count, 1, *images.shape[2:]), generator=generator)  # grey
     images = (images * 215 + noise).to(torch.uint8)
     parts = [
         Split(x.contiguous(), y.contiguous())
@@ -81,19 +81,39 @@ def alike(count, generator):
 
 @task
 def two_addresses(count, generator):
-    """The first patch holds two addresses; which bits stand there, in this order?
+    """The first patch is a small map of the image: which bits lie at its red and its blue dot?
 
-    3 x 3 patches of 4 x 4 pixels. In the first, the one white pixel of the upper half and that of
-    the lower half each name one of the other eight patches; each of those is white (1) or black.
+    RGB, 3 x 3 patches of 3 x 3 pixels. Pixel i of the first patch stands for patch i: one is red,
+    the first address, another blue, the second. Each of the other patches is one grey, light (bit
+    1, from 0.6 to 1) or dark (bit 0, from 0 to 0.4). The class is the bit at red, then at blue.
     """
     bits = torch.randint(0, 2, (count, 8), generator=generator)
+    greys = bits + 0.4 * (1 - 2 * bits) * torch.rand(count, 8, generator=generator)
     addresses = torch.rand(count, 8, generator=generator).topk(2).indices  # two different places
-    first = nn.functional.one_hot(addresses, 8).float()  # (count, 2, 8): upper half, lower half
-    others = bits[:, :, None].expand(-1, -1, 16).float()
-    patches = torch.cat([first.view(count, 1, 16), others], dim=1).view(count, 9, 4, 4)
+    red, blue = nn.functional.one_hot(addresses + 1, 9).float().unbind(1)  # each (count, 9)
+    patches = greys[:, None, :, None].repeat(1, 3, 1, 9)  # (count, 3, 8, 9)
+    first = torch.stack([red, 0.5 * blue, blue], dim=1)  # (count, 3, 9): a sky blue
+    patches = torch.cat([first[:, :, None], patches], dim=2).view(-1, 9, 3, 3)
+    images = patches_to_image(patches, 3, 3).view(count, 3, 9, 9)
     answer = bits.gather(1, addresses)  # (count, 2)
-    labels = 2 * answer[:, 0] + answer[:, 1]
-    return patches_to_image(patches, 3, 3), labels, ("00", "01", "10", "11")
+    return images, 2 * answer[:, 0] + answer[:, 1], ("00", "01", "10", "11")
+
+
+@task
+def by_heart(count, generator):
+    """Which class has this pattern? Nothing in it tells: 512 patterns, to be learned by heart.
+
+    One patch of 4 x 4 pixels, black or white. The 512 patterns were drawn at random once, and so
+    was the table of their classes, 64 patterns in each; every split shows the same patterns, with
+    other noise.
+    """
+    table = torch.Generator().manual_seed(0)
+    codes = torch.randperm(2**16, generator=table)[:512]  # bit i of a code: is pixel i white?
+    patterns = (codes[:, None] >> torch.arange(16)) & 1  # (512, 16)
+    class_of = torch.randperm(512, generator=table) % 8
+    chosen = torch.randint(0, 512, (count,), generator=generator)
+    images = patterns[chosen].float().view(count, 1, 4, 4)
+    return images, class_of[chosen], tuple("ABCDEFGH")
 
 
 class Nothing(nn.Module):

@@ -196,6 +196,25 @@ def rule_one_source(path, notebook):
     return problems
 
 
+def rule_short_classes(path, notebook):
+    """At most thirty lines of code in a class; docstrings, comments and blank lines are free."""
+    problems = []
+    for number, cell in code_cells(notebook):
+        lines = cell.source.splitlines()
+        for node in syntax(cell.source).body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            free = set()
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner):
+                    free |= set(range(inner.body[0].lineno, inner.body[0].end_lineno + 1))
+            code = [n for n in range(node.lineno, node.end_lineno + 1) if n not in free]
+            code = [n for n in code if lines[n - 1].strip() and lines[n - 1].strip()[0] != "#"]
+            if len(code) > 30:
+                problems.append(f"cell [{number}]: {node.name} has {len(code)} lines, 30 at most")
+    return problems
+
+
 def rule_any_directory(path, notebook):
     """The set-up cell finds the repository from anywhere; the rest must not lean on the cwd."""
     problems = []

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from helpers.inspection import attention_maps
+from helpers.inspection import (
+    attention_maps,
+    position_similarity,
+    token_similarity,
+    tokens_after_each_block,
+)
 from helpers.model import VisionTransformer
 
 
@@ -66,3 +71,40 @@ def test_hooks_are_gone_after_an_error(model):
 def test_an_image_without_a_batch_is_refused(model):
     with pytest.raises(ValueError, match=r"image\[None\]"):
         attention_maps(model, torch.randn(1, 4, 6))
+
+
+@torch.no_grad()
+def test_position_similarity_is_the_cosine_of_the_patches_rows(model):
+    found = position_similarity(model)
+    rows = model.pos_embed[0, 1:]
+    assert found.shape == (6, 6)
+    for i in range(6):
+        for j in range(6):
+            cosine = rows[i] @ rows[j] / (rows[i].norm() * rows[j].norm())
+            torch.testing.assert_close(found[i, j], cosine)
+    pooled = VisionTransformer(4, 2, 1, 3, embed_dim=8, depth=1, num_heads=2, global_pool="avg")
+    assert position_similarity(pooled).shape == (4, 4)
+
+
+def test_token_similarity_is_the_mean_cosine_of_the_pairs():
+    right_angles = torch.eye(3)[None] * torch.tensor([1.0, 2.0, 3.0])
+    equal = torch.ones(1, 3, 3)
+    torch.testing.assert_close(token_similarity(right_angles), torch.zeros(1))
+    torch.testing.assert_close(token_similarity(equal), torch.ones(1))
+    a, b, c = torch.randn(3, 5)
+    pairs = [torch.cosine_similarity(x, y, dim=0) for x, y in ((a, b), (a, c), (b, c))]
+    torch.testing.assert_close(token_similarity(torch.stack([a, b, c])[None])[0], sum(pairs) / 3)
+
+
+@torch.no_grad()
+def test_tokens_after_each_block_are_the_models_own(model):
+    x = torch.randn(2, 1, 4, 6)
+    found = tokens_after_each_block(model, x)
+    assert [z.shape for z in found] == [(2, 7, 12)] * 3
+    for block, before, after in zip(model.blocks, found, found[1:], strict=False):
+        torch.testing.assert_close(block(before), after)
+    torch.testing.assert_close(model.norm(found[-1]), model.forward_features(x))
+    assert count_hooks(model) == 0
+    with pytest.raises(ValueError, match="needed"):
+        tokens_after_each_block(model, x[:, :, :3])
+    assert count_hooks(model) == 0

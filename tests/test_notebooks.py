@@ -139,6 +139,11 @@ BAD = [
         source(3, "class MLP:\n    pass"),
         r"cell \[2\]: MLP is not MLP of mod",
     ),
+    (
+        rules.rule_short_classes,
+        source(3, "class Long:\n" + '    """A word."""\n\n    # free\n' + "    x = 1\n" * 30),
+        r"cell \[2\]: Long has 31 lines",
+    ),
     (rules.rule_any_directory, source(5, "import os\nos.chdir('..')"), "changes the working"),
     (rules.rule_any_directory, source(5, "%cd .."), r"cell \[3\] changes the working"),
     (rules.rule_any_directory, source(5, "print(open('x.txt'))"), "'x.txt' leans"),

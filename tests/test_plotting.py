@@ -196,6 +196,89 @@ def test_patch_grid_refuses_a_size_that_does_not_divide():
         plotting.patch_grid(image(), 4)
 
 
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg", "grace_hopper.jpg"])
+def test_sample_photos_have_the_size_asked_for(name):
+    photo = plotting.sample_photo(name, (32, 48))
+    assert photo.shape == (3, 32, 48) and photo.dtype == np.uint8 and photo.std() > 20
+    assert plotting.sample_photo(name, 24).shape == (3, 24, 24)
+
+
+def test_numbers_writes_each_number_into_its_cell():
+    figure, ax = plt.subplots()
+    plotting.numbers(ax, torch.tensor([[1.0, -2.5], [0.0, 4.0]]), "m", rows="ab", cols=["c", "d"])
+    written = {tuple(map(round, t.get_position())): t.get_text() for t in ax.texts}
+    assert written == {(0, 0): "1.00", (1, 0): "-2.50", (0, 1): "0.00", (1, 1): "4.00"}
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["c", "d"]
+    assert ax.get_title() == "m"
+
+
+def test_heatmaps_share_one_scale_and_one_bar():
+    arrays = [torch.full((2, 2), value) for value in (0.0, 1.0, 3.0)]
+    figure = plotting.heatmaps(arrays, list("abc"), cols=2, label="cosine")
+    drawn = shown(figure)
+    assert [p.get_clim() for p in drawn[:3]] == [(0, 3)] * 3
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["a", "b", "c"]
+    assert figure.axes[-1].get_ylabel() == "cosine"
+    assert_nothing_outside(figure)
+    for arrays, titles in (([], None), ([torch.eye(2)], ["a", "b"])):
+        with pytest.raises(ValueError, match="give one for each"):
+            plotting.heatmaps(arrays, titles)
+
+
+def test_accuracy_bars_end_at_the_mean_and_show_every_seed():
+    figure = plotting.accuracy_bars({"with": [0.9, 1.0], "without": [0.2]}, chance=0.25)
+    (ax,) = figure.axes
+    assert [round(bar.get_width(), 3) for bar in ax.patches] == [0.95, 0.2]
+    assert [list(line.get_xdata()) for line in ax.get_lines()[:2]] == [[0.9, 1.0], [0.2]]
+    assert {"95%", "20%", "chance 25%"} == {t.get_text() for t in ax.texts}
+    assert_nothing_outside(figure)
+    for nothing in ({}, {"with": []}):
+        with pytest.raises(ValueError, match="one accuracy or more"):
+            plotting.accuracy_bars(nothing)
+
+
+def test_curves_are_named_and_differ_in_more_than_colour():
+    lines = {"a": [3, 2, 1], "b": ([0, 10], [1, 100])}
+    figure = plotting.curves(lines, "step", "loss", log="y")
+    (ax,) = figure.axes
+    first, second = ax.get_lines()
+    assert list(first.get_xdata()) == [1, 2, 3] and list(second.get_ydata()) == [1, 100]
+    assert first.get_linestyle() != second.get_linestyle()
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+    assert_nothing_outside(figure)
+    with pytest.raises(ValueError, match="no lines"):
+        plotting.curves({}, "x", "y")
+
+
+def test_looks_frame_the_patch_that_looks():
+    maps = torch.rand(2, 6)
+    figure = plotting.looks(image(3), maps, (2, 3), query=4, titles=["head 1", "head 2"])
+    for ax, weights in zip(figure.axes[:2], maps, strict=True):
+        over, photo = ax.get_images()
+        assert np.allclose(over.get_array(), weights.view(2, 3)) and over.get_alpha() < 1
+        assert np.array_equal(photo.get_array(), plotting.pixels(image(3)))
+        assert photo.get_zorder() < over.get_zorder() and photo.get_extent() == over.get_extent()
+        (frame,) = (p for p in ax.patches if p.get_gid() == "query")
+        assert frame.get_xy() == (0.5, 0.5)  # column 1, row 1
+    with pytest.raises(ValueError, match="2 x 2 = 4 weights"):
+        plotting.looks(image(), maps, (2, 2))
+    with pytest.raises(ValueError, match="weights needed"):
+        plotting.looks(image(), [], (2, 3))
+
+
+def test_share_bars_are_the_shares():
+    amounts = {"one": {"a": 1, "b": 3}, "two": {"a": 50, "b": 50}}
+    figure = plotting.share_bars(amounts, ["#ffffff", "#000000"], "shares")
+    (ax,) = figure.axes
+    assert [bar.get_width() for bar in ax.patches] == [0.25, 0.75, 0.5, 0.5]
+    assert [t.get_text() for t in ax.texts] == ["25%", "75%", "50%", "50%"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["one", "two"]
+    assert_nothing_outside(figure)
+
+
 def history(*rows):
     keys = "epoch train_loss train_accuracy validation_loss validation_accuracy".split()
     epochs = [SimpleNamespace(**dict(zip(keys, row, strict=True))) for row in rows]
