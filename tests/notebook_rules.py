@@ -196,6 +196,15 @@ def rule_one_source(path, notebook):
     return problems
 
 
+def rule_recap(path, notebook):
+    last = notebook.cells[-1]
+    if last.cell_type != "markdown" or "## Recap" not in last.source:
+        return ["the last cell is not the recap"]
+    if not re.search(r"^\| equation \| code \| shape[^|]*\| proof \|$", last.source, re.M):
+        return ["the recap has no table equation | code | shape | proof"]
+    return []
+
+
 def rule_short_classes(path, notebook):
     """At most thirty lines of code in a class; docstrings, comments and blank lines are free."""
     problems = []

@@ -37,6 +37,16 @@ def test_readme_maps_the_series():
         assert linked == (name in there), f"README.md must link {name} if and only if it is there"
 
 
+def test_readme_of_the_notebooks_links_and_times_those_that_are_there():
+    text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    for name in rules.SERIES:
+        (row,) = re.findall(rf"^\| {name[:2]} \|.*{name}.*$", text, re.M)
+        if ROOT / "notebooks" / f"{name}.ipynb" in NOTEBOOKS:
+            assert f"[{name}]({name}.ipynb)" in row and re.search(r"\| \d+ s \|$", row), row
+        else:
+            assert "(" not in row and row.endswith("| planned |"), row
+
+
 # Each rule on a notebook that is well, and on notebooks with one thing wrong.
 
 
@@ -65,6 +75,7 @@ def page(tmp_path):
                 metadata={"tags": ["key-result"]},
                 outputs=[printed("2\n")],
             ),
+            new_markdown_cell("## Recap\n\n| equation | code | shape | proof |\n|---|---|---|---|"),
         ],
     )
     return tmp_path / "01_patches.ipynb", notebook
@@ -139,6 +150,8 @@ BAD = [
         source(3, "class MLP:\n    pass"),
         r"cell \[2\]: MLP is not MLP of mod",
     ),
+    (rules.rule_recap, lambda nb: nb.cells.pop(), "is not the recap"),
+    (rules.rule_recap, source(6, "## Recap\n\nAll done."), "has no table"),
     (
         rules.rule_short_classes,
         source(3, "class Long:\n" + '    """A word."""\n\n    # free\n' + "    x = 1\n" * 30),

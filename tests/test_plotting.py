@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from helpers import animation, figure_1, plotting  # noqa: E402
+from helpers import animation, charts, figure_1, plotting  # noqa: E402
 from helpers.figure_1 import PARTS  # noqa: E402
 from helpers.inspection import attention_maps  # noqa: E402
 from helpers.model import VisionTransformer  # noqa: E402
@@ -205,7 +205,7 @@ def test_sample_photos_have_the_size_asked_for(name):
 
 def test_numbers_writes_each_number_into_its_cell():
     figure, ax = plt.subplots()
-    plotting.numbers(ax, torch.tensor([[1.0, -2.5], [0.0, 4.0]]), "m", rows="ab", cols=["c", "d"])
+    charts.numbers(ax, torch.tensor([[1.0, -2.5], [0.0, 4.0]]), "m", rows="ab", cols=["c", "d"])
     written = {tuple(map(round, t.get_position())): t.get_text() for t in ax.texts}
     assert written == {(0, 0): "1.00", (1, 0): "-2.50", (0, 1): "0.00", (1, 1): "4.00"}
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
@@ -215,7 +215,7 @@ def test_numbers_writes_each_number_into_its_cell():
 
 def test_heatmaps_share_one_scale_and_one_bar():
     arrays = [torch.full((2, 2), value) for value in (0.0, 1.0, 3.0)]
-    figure = plotting.heatmaps(arrays, list("abc"), cols=2, label="cosine")
+    figure = charts.heatmaps(arrays, list("abc"), cols=2, label="cosine")
     drawn = shown(figure)
     assert [p.get_clim() for p in drawn[:3]] == [(0, 3)] * 3
     assert [ax.get_title() for ax in figure.axes[:3]] == ["a", "b", "c"]
@@ -223,11 +223,11 @@ def test_heatmaps_share_one_scale_and_one_bar():
     assert_nothing_outside(figure)
     for arrays, titles in (([], None), ([torch.eye(2)], ["a", "b"])):
         with pytest.raises(ValueError, match="give one for each"):
-            plotting.heatmaps(arrays, titles)
+            charts.heatmaps(arrays, titles)
 
 
 def test_accuracy_bars_end_at_the_mean_and_show_every_seed():
-    figure = plotting.accuracy_bars({"with": [0.9, 1.0], "without": [0.2]}, chance=0.25)
+    figure = charts.accuracy_bars({"with": [0.9, 1.0], "without": [0.2]}, chance=0.25)
     (ax,) = figure.axes
     assert [round(bar.get_width(), 3) for bar in ax.patches] == [0.95, 0.2]
     assert [list(line.get_xdata()) for line in ax.get_lines()[:2]] == [[0.9, 1.0], [0.2]]
@@ -235,12 +235,12 @@ def test_accuracy_bars_end_at_the_mean_and_show_every_seed():
     assert_nothing_outside(figure)
     for nothing in ({}, {"with": []}):
         with pytest.raises(ValueError, match="one accuracy or more"):
-            plotting.accuracy_bars(nothing)
+            charts.accuracy_bars(nothing)
 
 
 def test_curves_are_named_and_differ_in_more_than_colour():
     lines = {"a": [3, 2, 1], "b": ([0, 10], [1, 100])}
-    figure = plotting.curves(lines, "step", "loss", log="y")
+    figure = charts.curves(lines, "step", "loss", log="y")
     (ax,) = figure.axes
     first, second = ax.get_lines()
     assert list(first.get_xdata()) == [1, 2, 3] and list(second.get_ydata()) == [1, 100]
@@ -249,12 +249,12 @@ def test_curves_are_named_and_differ_in_more_than_colour():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
     assert_nothing_outside(figure)
     with pytest.raises(ValueError, match="no lines"):
-        plotting.curves({}, "x", "y")
+        charts.curves({}, "x", "y")
 
 
 def test_looks_frame_the_patch_that_looks():
     maps = torch.rand(2, 6)
-    figure = plotting.looks(image(3), maps, (2, 3), query=4, titles=["head 1", "head 2"])
+    figure = charts.looks(image(3), maps, (2, 3), query=4, titles=["head 1", "head 2"])
     for ax, weights in zip(figure.axes[:2], maps, strict=True):
         over, photo = ax.get_images()
         assert np.allclose(over.get_array(), weights.view(2, 3)) and over.get_alpha() < 1
@@ -262,15 +262,35 @@ def test_looks_frame_the_patch_that_looks():
         assert photo.get_zorder() < over.get_zorder() and photo.get_extent() == over.get_extent()
         (frame,) = (p for p in ax.patches if p.get_gid() == "query")
         assert frame.get_xy() == (0.5, 0.5)  # column 1, row 1
+    moving = charts.looks(image(3), maps, (2, 3), query=[0, 5])
+    frames = [ax.patches[-1].get_xy() for ax in moving.axes[:2]]
+    assert frames == [(-0.5, -0.5), (1.5, 0.5)]
     with pytest.raises(ValueError, match="2 x 2 = 4 weights"):
-        plotting.looks(image(), maps, (2, 2))
+        charts.looks(image(), maps, (2, 2))
     with pytest.raises(ValueError, match="weights needed"):
-        plotting.looks(image(), [], (2, 3))
+        charts.looks(image(), [], (2, 3))
+
+
+def test_grid_of_grids_has_every_row_as_a_small_picture_in_its_place():
+    similarity = torch.linspace(-1, 1, 36).view(6, 6)
+    figure = charts.grid_of_grids(similarity, (2, 3), "positions")
+    (picture,) = shown(figure)
+    whole = picture.get_array().filled(np.nan)
+    assert picture.get_clim() == (-1, 1) and figure.axes[0].get_title() == "positions"
+    for row in range(2):
+        for col in range(3):
+            small = whole[3 * row : 3 * row + 2, 4 * col : 4 * col + 3]
+            assert np.allclose(small, similarity[3 * row + col].view(2, 3))
+    assert np.isnan(whole[2]).all() and np.isnan(whole[:, 3]).all()  # the gaps between
+    assert figure.axes[1].get_ylabel() == "cosine similarity"
+    assert_nothing_outside(figure)
+    with pytest.raises(ValueError, match=r"\(6, 6\) given, for a grid of 2 x 2 .*\(4, 4\)"):
+        charts.grid_of_grids(similarity, (2, 2))
 
 
 def test_share_bars_are_the_shares():
     amounts = {"one": {"a": 1, "b": 3}, "two": {"a": 50, "b": 50}}
-    figure = plotting.share_bars(amounts, ["#ffffff", "#000000"], "shares")
+    figure = charts.share_bars(amounts, ["#ffffff", "#000000"], "shares")
     (ax,) = figure.axes
     assert [bar.get_width() for bar in ax.patches] == [0.25, 0.75, 0.5, 0.5]
     assert [t.get_text() for t in ax.texts] == ["25%", "75%", "50%", "50%"]

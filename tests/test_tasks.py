@@ -30,6 +30,29 @@ def test_alike_compares_the_two_marks():
         assert label == torch.equal(first, second)
 
 
+def test_two_addresses_point_at_the_bits():
+    split = make_task("two_addresses", 64, 8).train
+    patches = split.images.view(64, 3, 3, 3, 3, 3).transpose(3, 4)  # (n, C, row, col, P, P)
+    for image, label in zip(patches.reshape(64, 3, 9, 9).long(), split.labels, strict=True):
+        red, _, blue = image[:, 0]  # the first patch's channels, 9 pixels each
+        bits = [
+            int(image[0, address].float().mean() > 127) for address in (red.argmax(), blue.argmax())
+        ]
+        assert red.argmax() != blue.argmax()
+        assert label == 2 * bits[0] + bits[1]
+
+
+def test_by_heart_shows_the_same_patterns_in_every_split():
+    data, other = make_task("by_heart", 4096, 1024), make_task("by_heart", 64, 8, seed=1)
+    table = {}
+    for split in (data.train, data.test, other.train):
+        for image, label in zip(split.images > 127, split.labels.tolist(), strict=True):
+            pattern = tuple(image.flatten().tolist())
+            assert table.setdefault(pattern, label) == label
+    assert 500 < len(table) <= 512
+    assert all(60 <= list(table.values()).count(label) <= 64 for label in range(8))
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_a_data_set(name):
     data = make_task(name, 600, 100)
