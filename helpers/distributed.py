@@ -1,0 +1,98 @@
+"""Several processes that train one model together.
+
+`torchrun --nproc-per-node=N -m helpers.training` starts N copies of the program. Each has the whole
+model (or a share of it, with FSDP2) and a part of every batch; the gradients' mean is what one
+process would have found on the whole batch. With one process, every function here does nothing.
+"""
+
+import math
+import os
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from helpers.augmentation import Part
+
+
+@contextmanager
+def joined():
+    """Meet the other processes, if torchrun started this one; part from them at the end."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it, and all that init needs
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    # torchrun's store outlives a restart (pytorch issue 135712): each attempt gets its own keys.
+    store, number, processes = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=processes)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank():
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def my_part(total):
+    """This process's Part of a batch of total images; pairs of neighbours stay whole."""
+    pairs, r, world = math.ceil(total / 2), rank(), world_size()
+    start, stop = 2 * (r * pairs // world), min(total, 2 * ((r + 1) * pairs // world))
+    return Part(start, stop, total) if start < stop else Part(0, 1, total, counts=False)
+
+
+@contextmanager
+def first_process_first():
+    """The first process goes through this alone, then the others: a file is downloaded once."""
+    if rank():
+        dist.barrier()
+    yield
+    if rank() == 0 and dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_processes(tensor):
+    """The sum of every process's tensor, on each of them."""
+    if dist.is_initialized():
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def from_all_processes(tensor):
+    """Every process's tensor, uint8 and of one shape, stacked: (processes, ...)."""
+    everyone = torch.zeros(world_size(), *tensor.shape, dtype=torch.uint8)
+    everyone[rank()] = tensor
+    return sum_over_processes(everyone)
+
+
+def distribute(model, fsdp):
+    """The model that a training step calls: model itself, or wrapped so that gradients are shared.
+
+    fsdp: cut the weights themselves, and with them gradients and the optimizer's numbers, into one
+    share a process (FSDP2's fully_shard, block by block), for models that one card cannot hold.
+    That changes model in place. ValueError if there are no processes to share among.
+    """
+    if not dist.is_initialized():
+        if fsdp:
+            raise ValueError("fsdp shares a model among processes: start them with torchrun")
+        return model
+    if not fsdp:
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks:
+        fully_shard(block)
+    return fully_shard(model, reshard_after_forward=True)

@@ -1,0 +1,158 @@
+"""What a training run leaves in its folder, and how it goes on from there.
+
+    run.json           model, settings, data, versions, machine, command: what a repetition needs
+    metrics.csv        a row for each epoch
+    last.safetensors   the weights after the last whole epoch, for load_checkpoint
+    state-00012.pt     the whole state after epoch 12, to go on from; the newest two are kept
+    tensorboard/       with config.tensorboard: the same metrics for TensorBoard
+
+Every file is written whole or not at all. The first process writes; all read.
+"""
+
+import csv
+import datetime
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from helpers.checkpoints import (
+    first_difference,
+    model_arguments,
+    newest_state,
+    restore,
+    save_checkpoint,
+    save_state,
+    states,
+    training_state,
+    whole_file,
+    write_json,
+)
+from helpers.distributed import rank, world_size
+
+# Settings that change how a run goes, or where, but not what comes out of it.
+FREE = ("run_dir", "resume", "tensorboard", "device", "precision", "compile", "fsdp", "workers")
+
+
+class RunFolder:
+    """The folder of one training run; without config.run_dir it does nothing."""
+
+    def __init__(self, model, optimizer, ema, generator, data, config, precision, facts=None):
+        self.parts = (model, optimizer, ema, generator)
+        self.model, self.data, self.ema, self.config = model, data, ema, config
+        self.path = Path(config.run_dir) if config.run_dir else None
+        self.board = None
+        self.settings = {name: x for name, x in vars(config).items() if name not in FREE}
+        self.source = {"name": data.name, "classes": list(data.classes), "images": len(data.train)}
+        self.facts = {
+            "model": model_arguments(model),
+            "config": vars(config),
+            "data": self.source | {"mean": data.mean, "std": data.std},
+            "precision": precision,
+            "processes": world_size(),
+            "torch_threads": torch.get_num_threads(),
+            "machine": machine(config.device),
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": " ".join(sys.orig_argv),
+            "versions": versions(),
+        } | (facts or {})
+
+    def start(self):
+        """The records of the epochs that are done: [] at the start, more when a run is resumed.
+
+        ValueError if the folder holds a run and config.resume is not set, or if that run has
+        another architecture, other settings or other data.
+        """
+        if not self.path:
+            if self.config.resume:
+                raise ValueError("resume needs a run_dir: the folder of the run to go on with")
+            return []
+        found = states(self.path)
+        if found and not self.config.resume:
+            raise ValueError(
+                f"{self.path} holds a run, up to {found[-1].name}: resume it (--resume), or name "
+                "another run_dir"
+            )
+        state = newest_state(self.path)
+        if state:
+            first_difference(state["model"], self.facts["model"], "architecture")
+            first_difference(state["settings"], self.settings, "settings")
+            first_difference(state["data"], self.source, "data")
+            restore(state, *self.parts)
+        if rank() == 0:
+            self.describe(len(state["records"]) if state else None)
+        if self.config.tensorboard and rank() == 0:
+            self.board = tensorboard(self.path / "tensorboard")
+        return state["records"] if state else []
+
+    def describe(self, resumed_after):
+        """Write run.json; a run that is resumed keeps its own and adds when it went on, and how."""
+        for name in (
+            ".run.json.*",
+            ".metrics.csv.*",
+            ".last.safetensors.*",
+            ".state-*.pt.*",
+            ".tmp*",
+        ):
+            for leftover in self.path.glob(
+                name
+            ):  # of a process that was killed; .tmp: safetensors'
+                leftover.unlink()
+        path, facts = self.path / "run.json", self.facts
+        if resumed_after is not None and path.exists():
+            first = json.loads(path.read_text())
+            facts = first | {
+                "resumed": first.get("resumed", []) + [{"epoch": resumed_after, **facts}]
+            }
+        write_json(path, facts)
+
+    def save(self, records):
+        """After an epoch: state, weights and metrics. records: a dict for each epoch so far."""
+        if not self.path:
+            return
+        epoch = records[-1]["epoch"]
+        state = training_state(*self.parts)  # all processes help to gather it
+        if rank():
+            return
+        weights = state["average"] or state["weights"]
+        extra = {"epoch": epoch, "config": vars(self.config)}
+        save_checkpoint(self.path / "last.safetensors", self.model, self.data, extra, weights)
+        with whole_file(self.path / "metrics.csv") as path, path.open("w", newline="") as file:
+            table = csv.DictWriter(file, records[-1].keys())
+            table.writeheader()
+            table.writerows(records)
+        if self.board:
+            for name, value in records[-1].items():
+                self.board.add_scalar(name, value, epoch)
+            self.board.flush()
+        kept = {"model": self.facts["model"], "settings": self.settings, "data": self.source}
+        save_state(self.path, epoch, {**kept, **state, "epoch": epoch, "records": records})
+
+
+def tensorboard(path):
+    """A writer of TensorBoard's files; ImportError with advice where TensorBoard is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("tensorboard is not installed: pip install tensorboard") from error
+    return SummaryWriter(path)
+
+
+def machine(device):
+    """What this runs on, in words: the GPU's name, or the processor's."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith("model name") and line.split(":")[1].strip():
+            return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions():
+    """Of Python and of the libraries that numbers depend on."""
+    found = {name: version(name) for name in ("torch", "torchvision", "numpy")}
+    return {"python": platform.python_version()} | found
