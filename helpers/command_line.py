@@ -1,61 +1,30 @@
-"""What `python -m helpers.training` does, and the settings that suit each data set."""
+"""What `python -m helpers.training` does."""
 
 import argparse
 import dataclasses
 import datetime
-import json
 import os
-import platform
+import signal
 import sys
-from importlib.metadata import version
+import traceback
 from pathlib import Path
 
 import torch
 
+from helpers.checkpoints import states, write_json
 from helpers.data import load
+from helpers.distributed import (
+    first_process_first,
+    joined,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 from helpers.model import VisionTransformer
+from helpers.recipes import RECIPES, recipe
+from helpers.run_folder import machine, versions
+from helpers.streaming import load_streaming
 from helpers.training import TrainConfig, fit
-
-# For each data set: arguments of VisionTransformer, fields of TrainConfig.
-RECIPES = {
-    "digits": (
-        dict(patch_size=2, embed_dim=64, depth=3, num_heads=4, mlp_ratio=2.0, pos_embed_std=0.5),
-        dict(epochs=80, batch_size=64, lr=3e-3, weight_decay=0.3),
-    ),
-    "mnist": (
-        dict(patch_size=7, embed_dim=64, depth=4, num_heads=4, pos_embed_std=0.5),
-        dict(epochs=20, batch_size=128, lr=3e-3, shift=2),
-    ),
-    "fashion-mnist": (  # clothes are photographed upright and centred: no turns, no zoom
-        dict(patch_size=7, embed_dim=64, depth=4, num_heads=4, pos_embed_std=0.5),
-        dict(epochs=20, batch_size=128, lr=3e-3, rotate=0, zoom=0),
-    ),
-    "cifar10": (
-        dict(patch_size=4, embed_dim=192, depth=9, num_heads=12, mlp_ratio=2.0),
-        dict(epochs=100, batch_size=128, lr=1e-3, shift=4, rotate=0, zoom=0),
-    ),
-}
-
-
-def recipe(data):
-    """(arguments of VisionTransformer, fields of TrainConfig) for data, an ImageData.
-
-    A data set without a recipe, your own folder say, is cut into at least 8 x 8
-    patches, as large as its size allows.
-    """
-    _, C, H, W = data.train.images.shape
-    fallback = (
-        dict(patch_size=largest_patch(H, W), embed_dim=128, depth=6, num_heads=4),
-        dict(epochs=50, batch_size=64, lr=1e-3, shift=H // 16),
-    )
-    sizes, training = RECIPES.get(data.name, fallback)
-    return dict(img_size=(H, W), in_chans=C, num_classes=len(data.classes), **sizes), training
-
-
-def largest_patch(H, W):
-    """The largest patch side that divides both sides and leaves at least 8 patches along each."""
-    return max((p for p in range(1, min(H, W) // 8 + 1) if H % p == W % p == 0), default=1)
-
 
 MODEL_FLAGS = {
     "patch_size": (int, "side of a patch in pixels"),
@@ -78,15 +47,28 @@ TRAINING_FLAGS = {
     "shift": (float, "pixels by which training images move at most"),
     "rotate": (float, "degrees by which they turn at most"),
     "zoom": (float, "share by which they grow or shrink at most"),
+    "policy": (str, "augmentation policy: trivial, rand or auto"),
+    "erase": (float, "share of the images that lose a rectangle"),
+    "mixup": (float, "share of the pairs of images that are blended"),
+    "cutmix": (float, "share of the pairs that swap a rectangle"),
+    "drop_path": (float, "chance of the last block's branches to be left out"),
+    "ema": (float, "decay of the weights' running mean, which is then evaluated"),
     "seed": (int, "seed of weights, order, augmentation and dropout"),
     "device": (str, "auto, cuda, mps or cpu"),
     "precision": (str, "auto, float32 or bfloat16"),
-    "run_dir": (str, "folder for last.safetensors, written after every epoch"),
+    "compile": (bool, "compile the model with torch.compile"),
+    "fsdp": (bool, "share the weights among torchrun's processes (FSDP2)"),
+    "workers": (int, "processes that decode pictures, with --stream"),
+    "run_dir": (str, "folder for metrics.csv, weights, states, run.json (default runs/DATA-N)"),
+    "resume": (bool, "go on from the run folder's newest whole state, if there is one"),
+    "tensorboard": (bool, "write the metrics for TensorBoard too"),
 }
 EXAMPLES = """examples:
   python -m helpers.training
   python -m helpers.training --data fashion-mnist --run-dir runs/fashion --json runs/fashion.json
   python -m helpers.training --data my_photos/ --img-size 96 --patch-size 12
+  python -m helpers.training --data cifar10 --recipe full --compile
+  torchrun --nproc-per-node=2 --max-restarts=3 -m helpers.training --run-dir runs/digits
 """
 
 
@@ -109,24 +91,33 @@ def build_parser():
     data.add_argument("--root", metavar="FOLDER", help=root)
     side = "resize the images to this side"
     data.add_argument("--img-size", type=int, metavar="N", help=side)
+    stream = "decode the pictures while training: for folders larger than the memory"
+    data.add_argument("--stream", action="store_true", help=stream)
     seed = "seed of the split (default 0)"
     data.add_argument("--split-seed", type=int, default=0, metavar="N", help=seed)
+    kinds = f"settings to start from: {', '.join(RECIPES)} (default small)"
+    parser.add_argument("--recipe", default="small", metavar="NAME", help=kinds)
     for title, flags in (("model", MODEL_FLAGS), ("training", TRAINING_FLAGS)):
         group = parser.add_argument_group(f"{title} (defaults: see below)")
         for name, (kind, text) in flags.items():
-            metavar = {int: "N", float: "X", str: "NAME"}[kind]
             flag = f"--{name.replace('_', '-')}"
-            group.add_argument(flag, type=kind, metavar=metavar, help=text)
+            if kind is bool:
+                group.add_argument(flag, action="store_true", default=None, help=text)
+            else:
+                metavar = {int: "N", float: "X", str: "NAME"}[kind]
+                group.add_argument(flag, type=kind, metavar=metavar, help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
     return parser
 
 
 def defaults_table():
     """What each data set sets, and what TrainConfig sets for all, as text."""
-    lines = ["defaults by data set:"]
-    for name, (model, training) in RECIPES.items():
-        settings = ", ".join(f"{key} {value}" for key, value in (model | training).items())
-        lines.append(f"  {name:14}{settings}")
+    lines = []
+    for kind, recipes in RECIPES.items():
+        lines.append(f"defaults of --recipe {kind}:")
+        for name, (model, training) in recipes.items():
+            settings = ", ".join(f"{key} {value}" for key, value in (model | training).items())
+            lines.append(f"  {name:14}{settings}")
     fields = ", ".join(f"{f.name} {f.default}" for f in dataclasses.fields(TrainConfig))
     return "\n".join([*lines, f"otherwise: {fields}"])
 
@@ -150,66 +141,103 @@ def result_of(history, model, model_args, config, args):
     return {
         "data": args.data,
         "split_seed": args.split_seed,
+        "recipe": args.recipe,
         "test_accuracy": history.test_accuracy,
         "test_loss": history.test_loss,
         "epochs": [vars(record) for record in history.epochs],
         "seconds": history.seconds,
+        "compile_seconds": history.compile_seconds,
         "parameters": sum(p.numel() for p in model.parameters()),
         "model": model_args,
         "config": vars(config),
         "device": history.device,
+        "machine": machine(config.device),
         "precision": history.precision,
+        "processes": world_size(),
         "threads": torch.get_num_threads(),
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python -m helpers.training", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "torchvision")},
+        "versions": versions(),
     }
-
-
-def write_json(path, result):
-    """Write under a temporary name, then rename: a file of this name is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def run(args):
     """Load, build, train, report. Returns the exit status."""
     options = {} if args.img_size is None else {"img_size": args.img_size}
-    data = load(args.data, args.root, split_seed=args.split_seed, **options)
-    model_args, training = recipe(data)
+    read = load_streaming if args.stream else load
+    with first_process_first():
+        data = read(args.data, args.root, split_seed=args.split_seed, **options)
+    model_args, training = recipe(data, args.recipe)
     model_args |= given(args, MODEL_FLAGS)
     config = TrainConfig(**(training | given(args, TRAINING_FLAGS)))
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun
+    if config.run_dir is None:
+        config.run_dir = default_run_dir(data.name, config.resume or restarted)
+    config.resume = config.resume or (restarted and bool(config.run_dir))
+    args.run_dir = config.run_dir
     torch.manual_seed(config.seed)
     model = VisionTransformer(**model_args)
     parameters = sum(p.numel() for p in model.parameters())
-    print(
+    say(
         f"{data.name}: {len(data.train)} training, {len(data.validation)} validation and "
         f"{len(data.test)} test images, {len(data.classes)} classes; "
-        f"ViT with {parameters:,} parameters",
-        flush=True,
+        f"ViT with {parameters:,} parameters; run folder: {config.run_dir or 'none'}"
     )
-    history = fit(model, data, config, on_epoch=print_epoch)
+    facts = {"arguments": {name: str(x) for name, x in vars(args).items() if x is not None}}
+    history = fit(model, data, config, on_epoch=print_epoch, facts=facts)
     if history.interrupted:
         saved = config.run_dir and history.epochs
-        where = (
-            f"the weights are in {config.run_dir}/last.safetensors" if saved else "nothing saved"
-        )
-        print(f"stopped after {len(history.epochs)} whole epochs; {where}")
+        where = f"go on with --run-dir {config.run_dir} --resume" if saved else "nothing saved"
+        say(f"stopped after {len(history.epochs)} whole epochs; {where}")
         return 130
-    print(f"test accuracy {history.test_accuracy:.2%}, loss {history.test_loss:.3f}, "
-          f"{history.seconds:.0f} s on {history.device} in {history.precision}")  # fmt: skip
-    if args.json:
-        write_json(args.json, result_of(history, model, model_args, config, args))
+    say(f"test accuracy {history.test_accuracy:.2%}, loss {history.test_loss:.3f}, "
+        f"{history.seconds:.0f} s on {history.device} in {history.precision}")  # fmt: skip
+    if rank() == 0:
+        result = result_of(history, model, model_args, config, args)
+        if args.json:
+            write_json(args.json, result)
+        if config.run_dir:
+            write_json(Path(config.run_dir) / "result.json", result)
     return 0
+
+
+def default_run_dir(name, again):
+    """runs/NAME-3, say: the next number that is free, or the last one to go on with it."""
+    found = [path.name.removeprefix(f"{name}-") for path in Path("runs").glob(f"{name}-*")]
+    last = max((int(number) for number in found if number.isdigit()), default=0)
+    chosen = torch.tensor(max(last, 1) if again else last + 1) * (rank() == 0)
+    return f"runs/{name}-{sum_over_processes(chosen).item()}"
+
+
+def say(text):
+    """Print, if this is the first process."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def stopped(why, run_dir):
+    """What to tell the user when one of several processes ends too early."""
+    found = states(run_dir) if run_dir else []
+    if not found:
+        return f"error: {why}. No state was saved: start again, with --run-dir to be able to go on."
+    where = f"--run-dir {run_dir} --resume"
+    return f"error: {why}. {found[-1]} is saved: the same command with {where} goes on from there."
 
 
 def main():
     parser = build_parser()
     args = parser.parse_args()
     try:
-        sys.exit(run(args))
-    except (ValueError, OSError, FloatingPointError) as error:
+        with joined():
+            if world_size() > 1:  # torchrun ends the others so
+                why = "another process of this run has ended, so this one stops too"
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(stopped(why, args.run_dir)))
+            sys.exit(run(args))
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         parser.exit(1, f"error: {error}\n")
+    except RuntimeError:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise
+        traceback.print_exc()
+        why = "this process has failed, or lost the others (above)"
+        sys.exit(stopped(why, args.run_dir))

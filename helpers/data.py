@@ -43,6 +43,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return tuple(self.images.shape[1:])
+
 
 @dataclass(frozen=True, eq=False)
 class ImageData:

@@ -1,31 +1,39 @@
-"""Train a ViT: one loop for a notebook and for a terminal.
+"""Train a ViT: one loop for a notebook, for a terminal and for several processes.
 
     python -m helpers.training                                   # digits, about ten seconds
     python -m helpers.training --data fashion-mnist --epochs 5
     python -m helpers.training --data path/to/photos --patch-size 8
+    torchrun --nproc-per-node=2 -m helpers.training --run-dir runs/digits --resume
 
 AdamW with decoupled weight decay, linear warm-up and cosine decay, gradient clipping at norm 1,
-label smoothing, small random moves, turns and mirrors of the training images. Loss and accuracy are
-counted over samples. The validation split is looked at after every epoch, the test split once, at
-the end.
+label smoothing, small random changes to the training images. Loss and accuracy are counted over
+samples. The validation split is looked at after every epoch, the test split once, at the end.
 """
 
-import json
+import contextlib
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
-from helpers.data import ImageData
+from helpers.augmentation import augment, normalize
+from helpers.batches import pictures, training_batches
+from helpers.checkpoints import load_checkpoint, save_checkpoint
+from helpers.data import ImageData, Split
+from helpers.distributed import distribute, my_part, rank, sum_over_processes, world_size
 from helpers.model import VisionTransformer
+from helpers.regularization import EMA, averaged, drop_path
+from helpers.run_folder import RunFolder
+
+__all__ = [
+    "EpochRecord", "History", "TrainConfig", "augment", "choose_device", "choose_precision",
+    "evaluate", "fit", "learning_rate", "load_checkpoint", "normalize", "parameter_groups",
+    "predict", "save_checkpoint", "train_step",
+]  # fmt: skip
 
 
 @dataclass
@@ -42,22 +50,36 @@ class TrainConfig:
     shift: float = 1.0  # training images move by up to this many pixels, each way
     rotate: float = 10.0  # they turn by up to this many degrees, each way
     zoom: float = 0.1  # they grow or shrink by up to this share
+    policy: str = ""  # "trivial", "rand" or "auto": torchvision's augmentation policies
+    erase: float = 0.0  # share of the images that lose a rectangle
+    mixup: float = 0.0  # share of the pairs of images that are blended
+    cutmix: float = 0.0  # share of the pairs that swap a rectangle
+    drop_path: float = 0.0  # chance of the last block's branches to be left out, for one image
+    ema: float = 0.0  # decay of the weights' running mean, which is then what is evaluated; 0: none
     seed: int = 0  # order of the images, augmentation, dropout
     device: str = "auto"  # "auto" takes cuda, then mps, then cpu
     precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 where it pays
-    run_dir: str | None = None  # a folder for last.safetensors, written after every epoch
+    compile: bool = False  # torch.compile the training step's model
+    fsdp: bool = False  # cut the weights into one share a process (torchrun)
+    workers: int = 0  # processes that decode pictures, where they are streamed from files
+    run_dir: str | None = None  # a folder for all that a run leaves; see helpers/run_folder.py
+    resume: bool = False  # go on from run_dir's newest whole state, if there is one
+    tensorboard: bool = False  # write run_dir/tensorboard as well
 
 
 @dataclass
 class EpochRecord:
-    """One epoch: mean loss and share of right answers (0..1), over samples."""
+    """One epoch: mean loss and share of right answers (0..1), over samples.
+
+    Where images are mixed, the right answer is the label of the larger share.
+    """
 
     epoch: int
     train_loss: float  # the quantity that is minimised: smoothed labels, augmented images
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
-    seconds: float  # since training began
+    seconds: float  # since training began, compiling left out
 
 
 @dataclass
@@ -68,6 +90,7 @@ class History:
     test_loss: float | None = None
     test_accuracy: float | None = None
     seconds: float = 0.0  # training and validation, without the look at the test split
+    compile_seconds: float = 0.0  # before that, where config.compile asks for it
     device: str = ""
     precision: str = ""
     interrupted: bool = False
@@ -126,37 +149,6 @@ def parameter_groups(model, weight_decay):
     ]
 
 
-def augment(images, config, flip):
-    """A small random change to each image (B, C, H, W) by itself -> float32, same shape and scale.
-
-    One affine map an image: moved by up to config.shift pixels, turned by up to config.rotate
-    degrees, scaled by 1 +- config.zoom, mirrored with probability 1/2 if flip. What comes in from
-    outside is black.
-    """
-    B, _, H, W = images.shape
-    shift, angle, zoom, mirror = torch.rand(4, B, 2, device=images.device) * 2 - 1  # each (B, 2)
-    angle = math.radians(config.rotate) * angle[:, 0]
-    scale = 1 + config.zoom * zoom[:, :1].expand(B, 2)
-    if flip:
-        scale = scale * torch.stack([mirror[:, 0].sign(), torch.ones_like(angle)], dim=1)
-    cos, sin = angle.cos(), angle.sin()
-    turn = torch.stack([cos, -sin * H / W, sin * W / H, cos], dim=1).view(B, 2, 2)
-    pixel = 2 / torch.tensor([W, H], device=images.device)  # affine_grid's image is 2 wide, 2 high
-    move = shift * config.shift * pixel
-    affine = torch.cat([turn * scale[:, :, None], move[:, :, None]], dim=2)  # (B, 2, 3)
-    grid = F.affine_grid(affine, images.shape, align_corners=False)  # (B, H, W, 2)
-    return F.grid_sample(images.float(), grid, align_corners=False)
-
-
-def normalize(images, data):
-    """uint8 (B, C, H, W) -> float32 with the training split's mean 0 and standard deviation 1."""
-    mean, std = (
-        torch.tensor(numbers, device=images.device)[:, None, None]  # (C, 1, 1)
-        for numbers in (data.mean, data.std)
-    )
-    return (images / 255 - mean) / std
-
-
 @torch.no_grad()
 def predict(model, data, images, batch_size=512):
     """Logits (n, K), float32, on the CPU, of uint8 images (n, C, H, W). In eval mode."""
@@ -169,9 +161,10 @@ def predict(model, data, images, batch_size=512):
     return torch.cat(logits)
 
 
-def evaluate(model, data, split="test"):
+def evaluate(model, data, split="test", workers=0, batch_size=512):
     """(loss, accuracy) on a split of data, "train", "validation" or "test", over its samples.
 
+    With several processes each looks at its part, and all get the result of the whole.
     ValueError if that split is empty.
     """
     chosen = getattr(data, split)
@@ -179,24 +172,34 @@ def evaluate(model, data, split="test"):
         raise ValueError(
             f"the {split} split of {data.name} is empty: load it with {split}=0.1, say"
         )
-    logits = predict(model, data, chosen.images)
-    loss = F.cross_entropy(logits, chosen.labels).item()
-    return loss, (logits.argmax(1) == chosen.labels).float().mean().item()
+    sums = torch.zeros(2, dtype=torch.float64)
+    batches = torch.arange(len(chosen)).split(batch_size * world_size())
+    parts = [my_part(len(batch)) for batch in batches]
+    mine = [batch[part.start : part.stop] for batch, part in zip(batches, parts, strict=True)]
+    images = pictures(chosen, mine, torch.device("cpu"), workers=workers)
+    for part, (x, y) in zip(parts, images, strict=True):
+        logits = predict(model, data, x, batch_size)
+        if part.counts:
+            loss = F.cross_entropy(logits, y, reduction="sum")
+            sums += torch.stack([loss.double(), (logits.argmax(1) == y).sum()])
+    loss, accuracy = (sum_over_processes(sums) / len(chosen)).tolist()
+    return loss, accuracy
 
 
-def train_step(model, x, y, optimizer, config, precision):
-    """One step of the optimizer on images x (B, C, H, W), labels y (B,).
+def train_step(model, x, y, optimizer, config, precision, scale=1.0):
+    """One step of the optimizer on images x (B, C, H, W), labels y: (B,), or (B, K) if mixed.
 
+    scale weighs the loss: B over what it would be if the processes shared the batch evenly.
     Returns a tensor (2,) on x's device: the loss summed over the batch, how many were right.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(x)  # (B, K)
         loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
     optimizer.zero_grad()
-    loss.backward()
+    (loss * scale).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()
-    right = (logits.argmax(1) == y).sum()
+    right = (logits.argmax(1) == (y.argmax(1) if y.ndim == 2 else y)).sum()
     return torch.stack([loss.detach().float() * len(y), right])
 
 
@@ -205,12 +208,15 @@ def fit(
     data: ImageData,
     config: TrainConfig | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    facts: dict | None = None,
 ) -> History:
     """Train model in place on data.train; on_epoch is called with every epoch's record.
 
-    Sets torch's seed to config.seed. Ctrl-C ends the training after the last whole epoch's
-    checkpoint; the history then says interrupted and holds no test result. FloatingPointError if
-    the loss is no longer finite, ValueError if the model's head has not one logit per class.
+    Sets torch's seed to config.seed. With config.ema the model ends as the mean of its weights.
+    Ctrl-C ends the training after the last whole epoch; the history then says interrupted and holds
+    no test result. facts: what else run_dir/run.json should say, JSON-ready. FloatingPointError if
+    the loss is no longer finite, ValueError if the model's head has not one logit per class or the
+    run in run_dir is another one.
     """
     config = config or TrainConfig()
     if getattr(model.head, "out_features", 0) != len(data.classes):
@@ -220,48 +226,82 @@ def fit(
         )
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device, model.pos_embed.shape[-1])
-    torch.manual_seed(config.seed)
-    model.to(device)
-    images, labels = data.train.images.to(device), data.train.labels.to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), fused=True)
-    steps = config.epochs * math.ceil(len(images) / config.batch_size)
     history = History(device=str(device), precision=precision)
-    start = time.perf_counter()
-    step = 0
-    bar = tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True)  # on a terminal alone
-    try:
-        for epoch in range(1, config.epochs + 1):
-            model.train()
-            sums = torch.zeros(2, device=device)
-            for chosen in torch.randperm(len(images), device=device).split(config.batch_size):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, steps, config)
-                x = normalize(augment(images[chosen], config, data.flip), data)
-                sums += train_step(model, x, labels[chosen], optimizer, config, precision)
-                if step % 50 == 0:
-                    check_finite(sums[0].item(), step, config)
-                step += 1
-                bar.update()
-            check_finite(sums[0].item(), step - 1, config)
-            train_loss, train_accuracy = (sums / len(images)).tolist()
-            seconds = time.perf_counter() - start
-            validation = evaluate(model, data, "validation")
-            record = EpochRecord(epoch, train_loss, train_accuracy, *validation, seconds)
-            history.epochs.append(record)
-            bar.set_description(f"epoch {epoch}, validation {record.validation_accuracy:.1%}")
-            if config.run_dir:
-                path = Path(config.run_dir) / "last.safetensors"
-                save_checkpoint(path, model, data, {"epoch": epoch, "config": vars(config)})
-            if on_epoch:
-                on_epoch(record)
-    except KeyboardInterrupt:
-        history.interrupted = True
-    finally:
-        bar.close()
+    model.to(device)
+    shared = distribute(model, config.fsdp)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), fused=True)
+    ema = EMA(model, config.ema) if config.ema else None
+    generator = torch.Generator().manual_seed(config.seed)  # order, augmentation: for all processes
+    batches = math.ceil(len(data.train) / config.batch_size)
+    folder = RunFolder(model, optimizer, ema, generator, data, config, precision, facts)
+    split = data.train
+    if isinstance(split, Split):
+        split = Split(split.images.to(device), split.labels.to(device))
+
+    bar = tqdm(total=config.epochs * batches, unit="step", dynamic_ncols=True,
+               disable=True if rank() else None)  # None: on a terminal alone  # fmt: skip
+    with drop_path(model, config.drop_path), contextlib.closing(bar):
+        if config.compile:
+            shared, history.compile_seconds = compiled(model, shared, data, config, precision)
+        torch.manual_seed(config.seed + rank())  # dropout and drop-path
+        done = folder.start()
+        history.epochs = [EpochRecord(**record) for record in done]
+        step = len(done) * batches
+        bar.update(step)
+        start = time.perf_counter() - (done[-1]["seconds"] if done else 0)
+        try:
+            for epoch in range(len(done) + 1, config.epochs + 1):
+                model.train()
+                sums = torch.zeros(2, device=device)
+                for x, y, part in training_batches(split, data, config, generator, device):
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(step, config.epochs * batches, config)
+                    scale = part.counts * len(y) * world_size() / part.total
+                    step_sums = train_step(shared, x, y, optimizer, config, precision, scale)
+                    sums += step_sums * part.counts
+                    if ema:
+                        ema.update()
+                    if step % 50 == 0:
+                        check_finite(sums[0].item(), step, config)
+                    step += 1
+                    bar.update()
+                check_finite(sums[0].item(), step - 1, config)
+                train = (sum_over_processes(sums) / len(data.train)).tolist()
+                seconds = time.perf_counter() - start
+                with averaged(ema):
+                    validation = evaluate(model, data, "validation", config.workers)
+                record = EpochRecord(epoch, *train, *validation, seconds)
+                history.epochs.append(record)
+                bar.set_description(f"epoch {epoch}, validation {record.validation_accuracy:.1%}")
+                folder.save([asdict(record) for record in history.epochs])
+                if on_epoch and rank() == 0:
+                    on_epoch(record)
+        except KeyboardInterrupt:
+            history.interrupted = True
     history.seconds = time.perf_counter() - start
+    if ema:
+        ema.swap()
     if not history.interrupted:
-        history.test_loss, history.test_accuracy = evaluate(model, data, "test")
+        history.test_loss, history.test_accuracy = evaluate(model, data, "test", config.workers)
     return history
+
+
+def compiled(model, shared, data, config, precision):
+    """(shared after torch.compile, seconds): for both batch sizes of an epoch, ahead of it."""
+    start = time.perf_counter()
+    fast, device = torch.compile(shared, dynamic=False), next(model.parameters()).device
+    model.train()
+    whole, rest = divmod(len(data.train), config.batch_size)
+    for total in [config.batch_size] * bool(whole) + [rest] * bool(rest):
+        part = my_part(total)
+        x = torch.zeros(part.stop - part.start, *model.patch_embed.input_shape, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = fast(x)
+        logits.float().sum().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    model.zero_grad()
+    return fast, time.perf_counter() - start
 
 
 def check_finite(loss, step, config):
@@ -271,67 +311,6 @@ def check_finite(loss, step, config):
             f"the loss became {loss} by step {step + 1}: try a smaller lr than {config.lr}, or a "
             f"longer warm-up than {config.warmup}; a checkpoint that was saved before stays"
         )
-
-
-def model_arguments(model):
-    """The arguments that build a VisionTransformer of this model's shape."""
-    in_chans, H, W = model.patch_embed.input_shape
-    block = model.blocks[0]
-    return {
-        "img_size": (H, W),
-        "patch_size": model.patch_embed.proj.kernel_size[0],
-        "in_chans": in_chans,
-        "num_classes": getattr(model.head, "out_features", 0),
-        "embed_dim": model.pos_embed.shape[-1],
-        "depth": len(model.blocks),
-        "num_heads": block.attn.num_heads,
-        "mlp_ratio": block.mlp.fc1.out_features / block.mlp.fc1.in_features,
-        "drop_rate": model.pos_drop.p,
-        "global_pool": "avg" if model.cls_token is None else "token",
-        "representation_size": model.pre_logits[0].out_features if len(model.pre_logits) else None,
-        "norm_eps": model.norm.eps,
-    }
-
-
-def save_checkpoint(path, model, data, extra=None):
-    """Write the weights, the model's arguments and how its images are normalised, as safetensors.
-
-    The file is written under a temporary name and renamed, so that what bears its name is whole.
-    extra: more facts for the file, JSON-ready.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"model": model_arguments(model), "data": data.name, "classes": data.classes}
-    facts |= {"mean": data.mean, "std": data.std, **(extra or {})}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        weights = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
-        save_file(weights, temporary, metadata={"vit": json.dumps(facts)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_checkpoint(path):
-    """(model, facts) from a file that save_checkpoint wrote; the model is on the CPU, in eval mode.
-
-    facts: a dict with model, data, classes, mean, std and what was given as extra.
-    FileNotFoundError if there is no such file, ValueError if it is not whole or not one of ours.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: python -m helpers.training makes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["vit"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"{path} is no whole checkpoint of save_checkpoint ({error!r}): "
-            "copy it again, or train it anew"
-        ) from error
-    model = VisionTransformer(**facts["model"])
-    model.load_state_dict(weights, strict=True)
-    return model.eval(), facts
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import dataclasses
 import inspect
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import helpers.training as training
 from helpers import command_line
 from helpers.data import ImageData, Split, load
 from helpers.model import VisionTransformer
+from helpers.recipes import RECIPES, recipe
 from helpers.training import (
     TrainConfig,
-    augment,
     choose_precision,
     evaluate,
     fit,
@@ -28,7 +30,6 @@ from helpers.training import (
     normalize,
     parameter_groups,
     predict,
-    save_checkpoint,
 )
 from tests.peers import randomize
 
@@ -96,72 +97,6 @@ def test_matrices_alone_decay():
     assert len(decayed["params"]) + len(free["params"]) == len(names)
 
 
-# Images on their way in
-
-
-def still(**changes):
-    """A TrainConfig whose augmentation does nothing but what is asked for."""
-    return TrainConfig(**(dict(shift=0, rotate=0, zoom=0) | changes))
-
-
-def test_augment_can_leave_images_as_they_are():
-    images = torch.randint(0, 256, (5, 2, 6, 4), dtype=torch.uint8)
-    out = augment(images, still(), flip=False)
-    torch.testing.assert_close(out, images.float(), atol=1e-3, rtol=0)
-
-
-def centre_of_mass(images):
-    """(B, 1, H, W) -> (B, 2): row and column, in pixels."""
-    H, W = images.shape[2:]
-    mass = images.float().sum((1, 2, 3))
-    rows = (images.float() * torch.arange(H)[:, None]).sum((1, 2, 3)) / mass
-    columns = (images.float() * torch.arange(W)).sum((1, 2, 3)) / mass
-    return torch.stack([rows, columns], dim=1)
-
-
-def test_augment_moves_each_image_by_up_to_shift_pixels():
-    torch.manual_seed(0)
-    images = torch.zeros(200, 1, 12, 16)
-    images[:, :, 5:7, 7:9] = 255.0
-    moves = centre_of_mass(augment(images, still(shift=2), flip=False)) - centre_of_mass(images)
-    assert moves.abs().max() <= 2.001 and moves.abs().max(0).values.min() > 1.8
-    assert len(moves.unique(dim=0)) > 190 and moves.mean(0).abs().max() < 0.3
-
-
-def test_augment_turns_by_up_to_rotate_degrees_without_shearing():
-    torch.manual_seed(0)
-    images = torch.zeros(200, 1, 33, 65)
-    images[:, :, 16, 42] = 255.0  # 10 pixels right of the centre
-    where = centre_of_mass(augment(images, still(rotate=30), flip=False))
-    offsets = where - torch.tensor([16.0, 32.0])
-    angles = torch.atan2(offsets[:, 0], offsets[:, 1]).rad2deg()
-    assert 28 < angles.abs().max() <= 32 and angles.min() < -25 and angles.max() > 25
-    assert ((offsets.norm(dim=1) - 10).abs() < 0.6).all()  # the distance stays
-
-
-def test_augment_zooms_each_image():
-    torch.manual_seed(0)
-    images = torch.zeros(200, 1, 33, 33)
-    images[:, :, 11:22, 11:22] = 255.0
-    sides = (augment(images, still(zoom=0.2), flip=False).sum((1, 2, 3)) / 255).sqrt()
-    assert 11 / 1.25 < sides.min() < 11 / 1.1 and 11 / 0.9 < sides.max() < 11 / 0.75
-
-
-def test_augment_mirrors_about_half():
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (400, 1, 4, 6), dtype=torch.uint8)
-    out = augment(images, still(), flip=True).round()
-    same = (out == images).flatten(1).all(1)
-    mirrored = (out == images.flip(3)).flatten(1).all(1)
-    assert (same | mirrored).all() and 150 < mirrored.sum() < 250
-
-
-def test_normalized_training_images_have_mean_0_and_deviation_1(digits):
-    x = normalize(digits.train.images, digits)
-    assert x.dtype == torch.float32
-    assert x.mean().abs() < 1e-4 and abs(x.std() - 1) < 1e-3
-
-
 # The loop
 
 
@@ -203,9 +138,9 @@ def test_prediction_does_not_depend_on_the_batch_and_leaves_the_mode(few):
 def test_the_test_split_is_looked_at_once_at_the_end(few, monkeypatch):
     looks = []
 
-    def watched(model, data, split="test"):
+    def watched(model, data, split, workers):
         looks.append(split)
-        return evaluate(model, data, split)
+        return evaluate(model, data, split, workers)
 
     monkeypatch.setattr(training, "evaluate", watched)
     history = fit(tiny_vit(), few, quick(epochs=3))
@@ -263,45 +198,7 @@ def test_auto_precision_is_bfloat16_only_where_it_pays(monkeypatch):
         assert choose_precision("float32", cpu, 192) == "float32"
 
 
-# Checkpoints
-
-
-def test_checkpoint_round_trip(few, tmp_path):
-    model = randomize(tiny_vit(global_pool="avg", representation_size=12, mlp_ratio=2.0)).eval()
-    save_checkpoint(tmp_path / "new" / "a.safetensors", model, few, {"epoch": 3})
-    again, facts = load_checkpoint(tmp_path / "new" / "a.safetensors")
-    assert torch.equal(predict(model, few, few.test.images), predict(again, few, few.test.images))
-    assert facts["epoch"] == 3 and facts["classes"] == list("0123456789")
-    assert facts["mean"] == list(few.mean) and facts["data"] == "digits"
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.safetensors"]
-
-
-def test_a_failed_save_leaves_the_old_checkpoint_whole(few, tmp_path, monkeypatch):
-    path = tmp_path / "a.safetensors"
-    save_checkpoint(path, tiny_vit(), few)
-    before = path.read_bytes()
-
-    def half(weights, name, metadata):
-        Path(name).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(training, "save_file", half)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, tiny_vit(seed=1), few)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_broken_and_foreign_checkpoints_are_refused(few, tmp_path):
-    path = tmp_path / "a.safetensors"
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        load_checkpoint(path)
-    save_checkpoint(path, tiny_vit(), few)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="no whole checkpoint"):
-        load_checkpoint(path)
-    save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="no whole checkpoint"):
-        load_checkpoint(path)
+# Stopping
 
 
 def test_ctrl_c_keeps_the_last_checkpoint(few, tmp_path):
@@ -321,10 +218,10 @@ def test_ctrl_c_keeps_the_last_checkpoint(few, tmp_path):
 # The command line
 
 
-def command(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "helpers.training", *words], cwd=ROOT, capture_output=True, text=True
-    )
+def command(*words, folder=ROOT):
+    words = [sys.executable, "-m", "helpers.training", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def test_command_writes_its_result(tmp_path):
@@ -339,6 +236,45 @@ def test_command_writes_its_result(tmp_path):
     model, _ = load_checkpoint(tmp_path / "last.safetensors")
     assert evaluate(model, load("digits"))[1] == pytest.approx(result["test_accuracy"])
     assert len(load_file(tmp_path / "last.safetensors")) == len(model.state_dict())
+
+
+def test_every_run_gets_a_folder_and_resume_takes_the_last(tmp_path):
+    short = ("--epochs", "1", "--depth", "1", "--embed-dim", "8")
+    for number in (1, 2):
+        run = command(*short, folder=tmp_path)
+        assert f"run folder: runs/digits-{number}" in run.stdout, run.stderr
+        assert (tmp_path / f"runs/digits-{number}/metrics.csv").read_text().startswith("epoch,")
+    again = command(*short, "--resume", folder=tmp_path)
+    assert "run folder: runs/digits-2" in again.stdout and "epoch   1" not in again.stdout
+    assert again.stdout.splitlines()[-1].split(",")[0] == run.stdout.splitlines()[-1].split(",")[0]
+    none = command(*short, "--run-dir", "", folder=tmp_path)
+    assert "run folder: none" in none.stdout and len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_notebook_and_a_terminal_train_the_same_model(tmp_path):
+    """The same recipe, once by the command and once by fit here: the same weights, bit for bit."""
+    run = command("--recipe", "full", "--epochs", "2", "--device", "cpu",
+                  "--run-dir", str(tmp_path))  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    data = load("digits")
+    sizes, settings = recipe(data, "full")
+    torch.manual_seed(0)
+    model = VisionTransformer(**sizes)
+    fit(model, data, TrainConfig(**(settings | dict(epochs=2, device="cpu"))))
+    kept, _ = load_checkpoint(tmp_path / "last.safetensors")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, kept.state_dict()[name]), name
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("cl")), reason="no C++ compiler")
+def test_compiled_training_is_the_same_training_and_compiles_ahead(few):
+    """Only rounding may differ; how long compiling took is counted apart."""
+    eager = fit(tiny_vit(), few, quick(batch_size=35, epochs=1))
+    torch._dynamo.reset()
+    compiled = fit(tiny_vit(), few, quick(batch_size=35, epochs=1, compile=True))
+    assert compiled.epochs[0].train_loss == pytest.approx(eager.epochs[0].train_loss, rel=1e-4)
+    assert compiled.test_loss == pytest.approx(eager.test_loss, rel=1e-3)
+    assert eager.compile_seconds == 0 < compiled.epochs[0].seconds < compiled.compile_seconds
 
 
 def test_command_says_what_is_wrong_in_one_line():
@@ -361,13 +297,27 @@ def test_flags_are_arguments_that_exist():
     assert set(command_line.MODEL_FLAGS) <= set(inspect.signature(VisionTransformer).parameters)
 
 
+@pytest.mark.parametrize("kind", ["small", "full"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 64, 64), (3, 32, 48), (1, 28, 28), (3, 17, 17)])
-def test_every_data_set_gets_a_model_that_fits(few, shape):
+def test_every_data_set_gets_a_model_that_fits(shape, kind):
     images = torch.zeros(2, *shape, dtype=torch.uint8)
     split = Split(images, torch.tensor([0, 1]))
-    data = ImageData(
-        "mine", split, split, split, ("a", "b"), (0.0,) * shape[0], (1.0,) * shape[0], True
-    )
-    sizes, config = command_line.recipe(data)
+    channels = (0.0,) * shape[0], (1.0,) * shape[0]
+    data = ImageData("mine", split, split, split, ("a", "b"), *channels, True)
+    sizes, config = recipe(data, kind)
     assert VisionTransformer(**sizes)(normalize(images, data)).shape == (2, 2)
     TrainConfig(**config)
+
+
+def test_recipes_are_found_by_name_and_unknown_ones_refused(digits):
+    jpegs = dataclasses.replace(digits, name="cifar10_jpeg")
+    assert recipe(jpegs, "published")[0]["num_heads"] == 12
+    assert recipe(dataclasses.replace(digits, name="digitsy"))[1]["epochs"] == 50
+    with pytest.raises(ValueError, match="'best'.*small, full, published"):
+        recipe(digits, "best")
+    with pytest.raises(ValueError, match="only for cifar10"):
+        recipe(digits, "published")
+    for recipes in RECIPES.values():
+        for sizes, settings in recipes.values():
+            TrainConfig(**settings)
+            VisionTransformer(img_size=28 if sizes["patch_size"] == 7 else 32, **sizes)
