@@ -29,16 +29,19 @@ def training_batches(split, data, config, generator, device):
     The order is drawn for all processes; each takes its part of every batch.
     """
     order, options = torch.randperm(len(split), generator=generator), {}
-    if isinstance(split, Split):
-        order = order.to(split.images.device)  # once an epoch
-    else:
+    streamed = not isinstance(split, Split)
+    if streamed:
         seed = torch.randint(2**31, (), generator=generator).item()
-        options = dict(train=True, seed=seed, workers=config.workers)
+        options = dict(train=True, seed=seed, flip=data.flip, workers=config.workers)
+    else:
+        order = order.to(split.images.device)  # once an epoch
     batches = order.split(config.batch_size)
     parts = [my_part(len(batch)) for batch in batches]
     mine = [batch[part.start : part.stop] for batch, part in zip(batches, parts, strict=True)]
     for part, (x, y) in zip(parts, pictures(split, mine, device, **options), strict=True):
-        x = normalize(augment(x, config, data.flip, generator, part), data)
+        if not streamed:  # else the workers have changed them already
+            x = augment(x, config, data.flip, generator, part)
+        x = normalize(x, data)
         if config.erase:
             x = erase(x, config, generator, part)
         if config.mixup or config.cutmix:

@@ -6,8 +6,8 @@ in it can run code.
 """
 
 import json
+import math
 import os
-import pickle
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +61,8 @@ def model_arguments(model):
     """The arguments that build a VisionTransformer of this model's shape."""
     in_chans, H, W = model.patch_embed.input_shape
     block = model.blocks[0]
+    D, M = block.mlp.fc1.in_features, block.mlp.fc1.out_features
+    exact = int(M / D * D) == M  # else a hair more, so that EncoderBlock's int(mlp_ratio * D) is M
     return {
         "img_size": (H, W),
         "patch_size": model.patch_embed.proj.kernel_size[0],
@@ -69,7 +71,7 @@ def model_arguments(model):
         "embed_dim": model.pos_embed.shape[-1],
         "depth": len(model.blocks),
         "num_heads": block.attn.num_heads,
-        "mlp_ratio": block.mlp.fc1.out_features / block.mlp.fc1.in_features,
+        "mlp_ratio": M / D if exact else math.nextafter(M / D, math.inf),
         "drop_rate": model.pos_drop.p,
         "global_pool": "avg" if model.cls_token is None else "token",
         "representation_size": model.pre_logits[0].out_features if len(model.pre_logits) else None,
@@ -182,7 +184,7 @@ def newest_state(run_dir):
     for path in reversed(found):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # half a file makes torch raise nearly anything
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"skipped, not a whole state: {path} ({reason})", file=sys.stderr)
     if found:

@@ -15,7 +15,7 @@ def drop_path(model, rate):
     the branches' outputs are changed by hooks.
     """
     hooks = []
-    for depth, block in enumerate(model.blocks):
+    for depth, block in enumerate(model.blocks if rate else ()):
         drop = rate * depth / max(1, len(model.blocks) - 1)
         for branch in (block.attn, block.mlp) if drop else ():
             hooks.append(branch.register_forward_hook(_dropper(1 - drop)))

@@ -41,10 +41,12 @@ class RunFolder:
     """The folder of one training run; without config.run_dir it does nothing."""
 
     def __init__(self, model, optimizer, ema, generator, data, config, precision, facts=None):
-        self.parts = (model, optimizer, ema, generator)
-        self.model, self.data, self.ema, self.config = model, data, ema, config
         self.path = Path(config.run_dir) if config.run_dir else None
-        self.board = None
+        self.config = config
+        if not self.path:
+            return
+        self.parts = (model, optimizer, ema, generator)
+        self.model, self.data, self.board = model, data, None
         self.settings = {name: x for name, x in vars(config).items() if name not in FREE}
         self.source = {"name": data.name, "classes": list(data.classes), "images": len(data.train)}
         self.facts = {

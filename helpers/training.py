@@ -25,7 +25,6 @@ from helpers.batches import pictures, training_batches
 from helpers.checkpoints import load_checkpoint, save_checkpoint
 from helpers.data import ImageData, Split
 from helpers.distributed import distribute, my_part, rank, sum_over_processes, world_size
-from helpers.model import VisionTransformer
 from helpers.regularization import EMA, averaged, drop_path
 from helpers.run_folder import RunFolder
 
@@ -154,11 +153,12 @@ def predict(model, data, images, batch_size=512):
     """Logits (n, K), float32, on the CPU, of uint8 images (n, C, H, W). In eval mode."""
     was_training = model.training
     device = next(model.parameters()).device
-    batches = images.split(batch_size)
     model.eval()
-    logits = [model(normalize(batch.to(device), data)).float().cpu() for batch in batches]
-    model.train(was_training)
-    return torch.cat(logits)
+    try:
+        batches = (normalize(batch.to(device), data) for batch in images.split(batch_size))
+        return torch.cat([model(x).float().cpu() for x in batches])
+    finally:
+        model.train(was_training)
 
 
 def evaluate(model, data, split="test", workers=0, batch_size=512):
@@ -204,7 +204,7 @@ def train_step(model, x, y, optimizer, config, precision, scale=1.0):
 
 
 def fit(
-    model: VisionTransformer,
+    model: torch.nn.Module,
     data: ImageData,
     config: TrainConfig | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
@@ -212,7 +212,10 @@ def fit(
 ) -> History:
     """Train model in place on data.train; on_epoch is called with every epoch's record.
 
-    Sets torch's seed to config.seed. With config.ema the model ends as the mean of its weights.
+    model is a VisionTransformer, or, without a run_dir, drop-path and FSDP, anything that maps
+    images (B, C, H, W) to logits (B, K) with a linear layer called head. Sets torch's seed to
+    config.seed. With config.ema the model ends as the mean of its weights.
+
     Ctrl-C ends the training after the last whole epoch; the history then says interrupted and holds
     no test result. facts: what else run_dir/run.json should say, JSON-ready. FloatingPointError if
     the loss is no longer finite, ValueError if the model's head has not one logit per class or the
@@ -225,7 +228,7 @@ def fit(
             f"build the model with num_classes={len(data.classes)}"
         )
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device, model.pos_embed.shape[-1])
+    precision = choose_precision(config.precision, device, model.head.in_features)
     history = History(device=str(device), precision=precision)
     model.to(device)
     shared = distribute(model, config.fsdp)
@@ -294,7 +297,7 @@ def compiled(model, shared, data, config, precision):
     whole, rest = divmod(len(data.train), config.batch_size)
     for total in [config.batch_size] * bool(whole) + [rest] * bool(rest):
         part = my_part(total)
-        x = torch.zeros(part.stop - part.start, *model.patch_embed.input_shape, device=device)
+        x = torch.zeros(part.stop - part.start, *data.train.image_shape, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = fast(x)
         logits.float().sum().backward()

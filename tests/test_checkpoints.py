@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from helpers import checkpoints
 from helpers.checkpoints import load_checkpoint, newest_state, save_checkpoint, states, whole_file
 from helpers.data import Split, load
-from helpers.model import VisionTransformer
+from helpers.model import MLP, VisionTransformer
 from helpers.training import TrainConfig, evaluate, fit, predict
 from tests.peers import randomize
 
@@ -78,6 +78,16 @@ def test_checkpoint_round_trip(few, tmp_path):
     assert facts["epoch"] == 3 and facts["classes"] == list("0123456789")
     assert facts["mean"] == list(few.mean) and facts["data"] == "digits"
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("dim, hidden", [(123, 60), (12, 7), (100, 29), (64, 256)])
+def test_any_hidden_width_comes_back(few, tmp_path, dim, hidden):
+    model = tiny_vit(embed_dim=dim, num_heads=1, depth=1)
+    block = model.blocks[0]
+    block.mlp = MLP(dim, hidden)
+    save_checkpoint(tmp_path / "a.safetensors", model, few)
+    again, _ = load_checkpoint(tmp_path / "a.safetensors")
+    assert again.blocks[0].mlp.fc1.out_features == hidden
 
 
 def test_a_failed_save_leaves_the_old_checkpoint_whole(few, tmp_path, monkeypatch):

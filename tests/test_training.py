@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 
 import helpers.training as training
 from helpers import command_line
 from helpers.data import ImageData, Split, load
 from helpers.model import VisionTransformer
+from helpers.plotting import sample_photo
 from helpers.recipes import RECIPES, recipe
+from helpers.streaming import load_streaming
 from helpers.training import (
     TrainConfig,
     choose_precision,
@@ -196,6 +199,42 @@ def test_auto_precision_is_bfloat16_only_where_it_pays(monkeypatch):
         assert choose_precision("auto", cpu, 192) == ("bfloat16" if able else "float32")
         assert choose_precision("auto", mps, 192) == "float32"
         assert choose_precision("float32", cpu, 192) == "float32"
+
+
+# Pictures that are streamed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of 24 pictures each, crops of two photographs."""
+    root = tmp_path_factory.mktemp("photos")
+    for name in ("china", "flower"):
+        photo = sample_photo(f"{name}.jpg", 96).transpose(1, 2, 0)
+        (root / name).mkdir()
+        for i in range(24):
+            y, x = 2 * i, 3 * (i % 16)
+            Image.fromarray(photo[y : y + 48, x : x + 48]).save(root / name / f"{i}.jpg")
+    return root
+
+
+def test_streamed_pictures_train_the_same_with_any_number_of_workers(folder):
+    data = load_streaming(folder, img_size=32)
+    runs = []
+    for workers in (0, 2):
+        model = tiny_vit(img_size=32, patch_size=8, in_chans=3, num_classes=2)
+        history = fit(model, data, quick(epochs=2, batch_size=10, mixup=0.3, workers=workers))
+        runs.append((model.state_dict(), history.test_loss))
+    assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
+    assert runs[0][1] == runs[1][1]
+
+
+def test_streamed_pictures_are_learned(folder):
+    data = load_streaming(folder, img_size=32)
+    torch.manual_seed(0)
+    sizes = dict(patch_size=8, embed_dim=32, depth=2, num_heads=2, pos_embed_std=0.1)
+    model = VisionTransformer(img_size=32, num_classes=2, **sizes)
+    history = fit(model, data, quick(epochs=12, batch_size=12, lr=2e-3))
+    assert history.test_accuracy > 0.85  # chance is 0.5
 
 
 # Stopping
