@@ -28,8 +28,8 @@ RECIPES = {
     "full": {  # minutes on a GPU
         "digits": (
             DIGITS,
-            dict(epochs=40, batch_size=64, lr=3e-3, weight_decay=0.3, erase=0.25, mixup=0.25,
-                 drop_path=0.05, ema=0.98),
+            dict(epochs=80, batch_size=128, lr=5e-3, weight_decay=0.3, mixup=0.1, drop_path=0.05,
+                 ema=0.98),
         ),
         "mnist": (
             dict(patch_size=4, embed_dim=192, depth=6, num_heads=6),
