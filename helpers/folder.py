@@ -2,7 +2,8 @@
 
 Both readers return (parts, classes). parts maps "train", and where the pictures bring them
 "validation" and "test", to a pair of uint8 images (n, 3, H, W) and int64 labels (n,).
-helpers.data.load calls them and cuts the splits that are missing.
+helpers.data.load calls them and cuts the splits that are missing. list_folder does the same
+without opening the pictures, for helpers.streaming.
 """
 
 import difflib
@@ -19,6 +20,7 @@ HELD_OUT = ("val", "valid", "validation", "test")
 IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # and every name that starts with a dot
 
 Parts = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Files = list[tuple[Path, int]]  # a picture and the number of its class
 
 
 def find(path: Path, places: list[Path], names: tuple[str, ...]) -> Path:
@@ -40,17 +42,31 @@ def find(path: Path, places: list[Path], names: tuple[str, ...]) -> Path:
 
 
 def read_folder(folder: Path, img_size: int, strict: bool) -> tuple[Parts, tuple[str, ...]]:
-    """Read folder/CLASS/PICTURE, or folder/train/CLASS/PICTURE with val/ and test/ beside train/.
+    """Read every picture of a folder laid out as list_folder says.
+
+    A file that is no whole picture is skipped and named on stderr; with strict=True it is a
+    ValueError.
+    """
+    listed, classes = list_folder(folder)
+    read = {
+        part: _read_files(place, files, classes, img_size, strict)
+        for part, (place, files) in listed.items()
+    }
+    return read, classes
+
+
+def list_folder(folder: Path) -> tuple[dict[str, tuple[Path, Files]], tuple[str, ...]]:
+    """List folder/CLASS/PICTURE, or folder/train/CLASS/PICTURE with val/ and test/ beside train/.
 
     With train/ and one held-out folder, be it called val/ or test/, that folder is the test split.
-    With all three each is what it is called. Classes are the sub-folders' names, sorted. A file
-    that is no whole picture is skipped and named on stderr; with strict=True it is a ValueError.
+    With all three each is what it is called. Classes are the sub-folders' names, sorted. Returns
+    ({part: (its folder, what lies in it)}, classes); no file is opened.
     """
     names = [path.name for path in _visible(folder) if path.is_dir()]
     splits = [name for name in names if name in ("train", *HELD_OUT)]
     if not splits:
         classes = _class_names(folder)
-        return {"train": _read_classes(folder, classes, img_size, strict)}, classes
+        return {"train": (folder, _list_classes(folder, classes))}, classes
     if "train" not in splits or splits != names:
         raise ValueError(
             f"{folder} holds {', '.join(names)}. It needs train/ with val/ or test/ beside it and "
@@ -72,7 +88,7 @@ def read_folder(folder: Path, img_size: int, strict: bool) -> tuple[Parts, tuple
     for name in splits:
         alone = name != "train" and len(held_out) == 1
         part = "test" if alone else "validation" if name.startswith("val") else name
-        parts[part] = _read_classes(folder / name, classes, img_size, strict)
+        parts[part] = folder / name, _list_classes(folder / name, classes)
     return parts, classes
 
 
@@ -93,9 +109,12 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return classes
 
 
-def _read_classes(folder: Path, classes: tuple[str, ...], img_size: int, strict: bool):
-    """All pictures of folder/CLASS/ -> images uint8 (n, 3, img_size, img_size), labels (n,)."""
-    files = [(path, i) for i, name in enumerate(classes) for path in _visible(folder / name)]
+def _list_classes(folder: Path, classes: tuple[str, ...]) -> Files:
+    return [(path, i) for i, name in enumerate(classes) for path in _visible(folder / name)]
+
+
+def _read_files(folder: Path, files: Files, classes: tuple[str, ...], img_size: int, strict: bool):
+    """The pictures -> images uint8 (n, 3, img_size, img_size), labels (n,)."""
     images, labels, skipped = [], [], []
     for path, label in tqdm(files, f"reading {folder.name}", delay=2, leave=False, unit="img"):
         try:
@@ -112,6 +131,12 @@ def _read_classes(folder: Path, classes: tuple[str, ...], img_size: int, strict:
     for line in skipped:
         print(f"skipped, not a whole picture: {line}", file=sys.stderr)
 
+    check_present(folder, classes, labels)
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+
+
+def check_present(folder: Path, classes: tuple[str, ...], labels: list[int]) -> None:
+    """ValueError if one of the classes has no picture in folder."""
     present = set(labels)
     for i, name in enumerate(classes):
         if i not in present:
@@ -119,7 +144,6 @@ def _read_classes(folder: Path, classes: tuple[str, ...], img_size: int, strict:
                 f"{folder / name} holds no picture that can be read. Put some in, or remove the "
                 "empty class folder."
             )
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
 
 def pixels(image: Image.Image, img_size: int | None) -> np.ndarray:
@@ -129,16 +153,21 @@ def pixels(image: Image.Image, img_size: int | None) -> np.ndarray:
     """
     if img_size:
         image.draft(None, (2 * img_size, 2 * img_size))  # a JPEG is decoded smaller, so sooner
+    image = upright(image)
+    if img_size:
+        image = ImageOps.fit(image, (img_size, img_size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Any picture in RGB: turned as its EXIF tag says, what is transparent made white."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    if img_size:
-        image = ImageOps.fit(image, (img_size, img_size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_npz(file: Path, img_size: int | None) -> tuple[Parts, tuple[str, ...]]:
