@@ -1,7 +1,33 @@
-"""Numbers about a model that is already there: what it computed on the way to its answer."""
+"""Numbers about a model that is already there: what it computed on the way to its answer.
+
+x is a batch of images as the model takes them: (B, C, H, W), normalised, on the model's device.
+Every function puts the model into eval mode, and leaves it as it was.
+"""
+
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+
+
+@contextmanager
+def visiting(model):
+    """Inside, model is in eval mode; yields a list for the handles of hooks.
+
+    Afterwards, also after an error, every module has its mode back and the listed hooks are gone.
+    """
+    modes, hooks = [(module, module.training) for module in model.modules()], []
+    try:
+        model.eval()
+        yield hooks
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+
+
+# Attention
 
 
 @torch.no_grad()
@@ -11,13 +37,13 @@ def attention_maps(model, x):
     Entry [b, i, q, k] is the share of token k in what head i gives to token q, so rows sum to 1;
     row and column 0 are the class token (without one, N instead of N+1). Equations 5 and 6, from
     the qkv that a forward hook reads in every block: the model runs as it is and is left as it
-    was. Call model.eval() first, or dropout shakes the numbers. ValueError if x has no batch.
+    was. ValueError if x has no batch.
     """
     if x.ndim != 4:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, (B, C, H, W) is needed: give one image as image[None]"
         )
-    maps, hooks = [], []
+    maps = []
 
     def recorder(num_heads):
         def record(module, inputs, qkv):
@@ -29,15 +55,92 @@ def attention_maps(model, x):
 
         return record
 
-    try:
+    with visiting(model) as hooks:
         for block in model.blocks:
             record = recorder(block.attn.num_heads)
             hooks.append(block.attn.qkv.register_forward_hook(record))
         model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return maps
+
+
+@torch.no_grad()
+def attention_distance(model, x, batch_size=64):
+    """How far each head looks: images (B, C, H, W) -> (L, h), in pixels.
+
+    Figures 7 (right) and 11, appendix D.7: patch side times the Euclidean distance on the grid of
+    patches, weighted by attention, summed over keys; the mean over queries and images. The class
+    token's row and column are dropped and the rest is not renormalised, so what a patch gives to
+    the class token counts as distance 0. batch_size: images at once.
+    """
+    rows, cols = model.patch_embed.grid_size
+    row, col = torch.arange(rows), torch.arange(cols)
+    places = torch.cartesian_prod(row, col).to(x)  # (N, 2)
+    distance = (places[:, None] - places[None]).norm(dim=-1)  # (N, N), in patches
+    distance *= model.patch_embed.proj.stride[0]
+    first, total = int(model.cls_token is not None), 0
+    for batch in x.split(batch_size):
+        for_layers = [
+            (found[:, :, first:, first:] * distance).sum(dim=-1).mean(dim=-1).sum(dim=0)  # (h,)
+            for found in attention_maps(model, batch)
+        ]
+        total = total + torch.stack(for_layers)  # (L, h)
+    return (total / len(x)).cpu()
+
+
+def attention_rollout(maps):
+    """How much of each first token is in each last one: maps of L blocks -> (B, N+1, N+1).
+
+    maps: what attention_maps returns. Figures 6 and 14, appendix D.8, after Abnar and Zuidema
+    (arXiv 2005.00928): heads averaged; the identity added, which stands for the residual; rows
+    divided by their sum; then A_L ... A_2 A_1, for the first layer acts first. Row q says what
+    token q of z_L is made of, if values and MLPs are left out of the account; rows sum to 1.
+    """
+    found = None
+    for attention in maps:
+        layer = attention.mean(dim=1)  # (B, h, N+1, N+1) -> (B, N+1, N+1)
+        layer = layer + torch.eye(layer.shape[-1]).to(layer)
+        layer = layer / layer.sum(dim=-1, keepdim=True)
+        found = layer if found is None else layer @ found
+    return found
+
+
+def answer_mask(attention, grid_size):
+    """What the answer takes from each patch: (..., N+1, N+1) -> (..., rows, cols).
+
+    The class token's row without its own entry; of a model without one, (..., N, N), the mean over
+    the rows, which its head reads. attention: a rollout, figure 6, or raw maps of a block, for each
+    head or averaged. grid_size: model.patch_embed.grid_size. ValueError if they do not fit.
+    """
+    rows, cols = grid_size
+    if attention.shape[-1] == rows * cols + 1:
+        return attention[..., 0, 1:].unflatten(-1, (rows, cols))
+    if attention.shape[-1] == rows * cols:
+        return attention.mean(dim=-2).unflatten(-1, (rows, cols))
+    raise ValueError(
+        f"{attention.shape[-1]} tokens given, {rows} x {cols} patches need {rows * cols + 1} or, "
+        f"without a class token, {rows * cols}: take grid_size from the model of the maps"
+    )
+
+
+# Weights
+
+
+@torch.no_grad()
+def embedding_components(model, n=28):
+    """What the patch embedding looks at: (components (n, C, P, P), their shares of variance (n,)).
+
+    Figure 7, left: principal components of the D filters of model.patch_embed, each a point of
+    P^2 C numbers, the mean filter subtracted. For showing, each is scaled by itself: 0.5 is zero,
+    its largest number is 1 (a component's sign means nothing). Fewer than n, min(D, P^2 C), if
+    there are not as many. Largest share first; all shares together are 1. On the CPU.
+    """
+    weight = model.patch_embed.proj.weight.cpu().double()  # (D, C, P, P)
+    filters = weight.flatten(1)  # (D, P^2 C)
+    _, spread, components = torch.linalg.svd(filters - filters.mean(dim=0), full_matrices=False)
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    shown = 0.5 + 0.5 * components / largest  # (min(D, P^2 C), P^2 C)
+    shares = spread**2 / (spread**2).sum()
+    return shown[:n].view(-1, *weight.shape[1:]).float(), shares[:n].float()
 
 
 @torch.no_grad()
@@ -48,6 +151,9 @@ def position_similarity(model):
     """
     positions = model.pos_embed[0, model.cls_token is not None :]  # (N, D)
     return F.cosine_similarity(positions[:, None], positions[None], dim=-1)  # (N, N)
+
+
+# Tokens
 
 
 def token_similarity(tokens):
@@ -65,14 +171,118 @@ def token_similarity(tokens):
 def tokens_after_each_block(model, x):
     """Images (B, C, H, W) -> L + 1 tensors (B, N+1, D): z_0, then z_1 to z_L, read by hooks.
 
-    Before the last norm. The model is left as it was; call model.eval() first.
+    Before the last norm. The model is left as it was.
     """
-    tokens, hooks = [], []
-    try:
-        read = lambda module, inputs, output: tokens.append(output)  # noqa: E731
-        hooks = [part.register_forward_hook(read) for part in (model.pos_drop, *model.blocks)]
+    tokens = []
+    with visiting(model) as hooks:
+        for part in (model.pos_drop, *model.blocks):
+            read = lambda module, inputs, output: tokens.append(output)  # noqa: E731
+            hooks.append(part.register_forward_hook(read))
         model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return tokens
+
+
+@torch.no_grad()
+def similarity_by_depth(model, x, batch_size=64):
+    """token_similarity of z_0 to z_L, all tokens of an image, the mean over images: (L + 1,)."""
+    total = 0
+    for batch in x.split(batch_size):
+        layers = [token_similarity(z).sum() for z in tokens_after_each_block(model, batch)]
+        total = total + torch.stack(layers)
+    return (total / len(x)).cpu()
+
+
+def linear_cka(features):
+    """How alike layers see the same n images: list of (n, p_i) -> (len, len), 0 to 1.
+
+    Linear centred kernel alignment (Kornblith et al., arXiv 1905.00414, section 3): the cosine
+    between the layers' Gram matrices, each feature's mean over the images subtracted first. 1 for
+    layers that differ by a rotation and a scale; the widths p_i may differ; more axes are
+    flattened. Take many more images than numbers, or unlike layers look alike. nan for a layer
+    that is the same for all images, as the class token of z_0 is. On the CPU, in float64.
+    """
+    grams = []
+    for layer in features:
+        layer = layer.detach().cpu().double().flatten(1)  # (n, p)
+        centred = layer - layer.mean(dim=0)
+        gram = (centred @ centred.T).flatten()  # (n^2,)
+        same = centred.norm() <= 1e-12 * layer.norm()
+        grams.append(gram / (torch.nan if same else gram.norm()))
+    grams = torch.stack(grams)  # (len, n^2)
+    return grams @ grams.T
+
+
+# What the answer depends on, and how two such maps agree
+
+
+@torch.no_grad()
+def occlusion_drop(model, x, labels, patch_size, probability=False, batch_size=256):
+    """What each patch is worth: images (B, C, H, W), labels (B,) -> (B, rows, cols), on the CPU.
+
+    How much the logit of labels' class, or with probability=True its probability, falls when the
+    square of patch_size x patch_size pixels is hidden under grey: 0, the mean after normalisation.
+    Above 0 where the patch speaks for the class. Any model from images to logits will do.
+    batch_size: images at once. ValueError if patch_size does not divide both sides.
+    """
+    B, _, H, W = x.shape
+    if H % patch_size or W % patch_size:
+        raise ValueError(
+            f"images of {H} x {W} pixels given, patch_size is {patch_size}: it must divide both"
+        )
+    rows, cols = H // patch_size, W // patch_size
+    row, col = torch.arange(H) // patch_size, torch.arange(W) // patch_size
+    patch_of = (row[:, None] * cols + col).to(x.device)  # (H, W): the patch that a pixel lies in
+    labels = labels.to(x.device)
+
+    def score(images, classes):
+        logits = model(images)  # (b, K)
+        values = logits.softmax(dim=-1) if probability else logits
+        return values.gather(1, classes[:, None])[:, 0]  # (b,)
+
+    drops = []
+    with visiting(model):
+        clear = torch.cat([
+            score(*part)
+            for part in zip(x.split(batch_size), labels.split(batch_size), strict=True)
+        ])  # fmt: skip
+        for number in torch.arange(B * rows * cols, device=x.device).split(batch_size):
+            image = number // (rows * cols)  # (b,)
+            hidden = patch_of == (number % (rows * cols))[:, None, None]  # (b, H, W)
+            images = x[image].masked_fill(hidden[:, None], 0)
+            drops.append(clear[image] - score(images, labels[image]))
+    return torch.cat(drops).view(B, rows, cols).cpu()
+
+
+def rank_correlation(a, b):
+    """Do two maps order the patches alike? Two (B, rows, cols) -> (B,), Spearman's, -1 to 1.
+
+    The correlation of the ranks, equal numbers sharing their mean rank. nan where a map is constant
+    and has no order. On the CPU, in float64. ValueError for shapes that differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"maps {tuple(a.shape)} and {tuple(b.shape)} given: one shape is needed")
+    centred = []
+    for values in (a, b):
+        values = values.detach().cpu().flatten(1)  # (B, N)
+        below = (values[:, :, None] > values[:, None]).sum(dim=-1)  # (B, N)
+        equal = (values[:, :, None] == values[:, None]).sum(dim=-1)  # itself among them
+        rank = below + (equal + 1).double() / 2  # 1 to N
+        centred.append(rank - rank.mean(dim=1, keepdim=True))
+    a, b = centred
+    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
+
+
+def mean_and_interval(values):
+    """(mean, low, high) of numbers (n,): the mean and its 95% interval, 1.96 standard errors wide.
+
+    Each side, from the normal distribution: for 30 independent numbers or more. ValueError if
+    there are fewer than 2, or some are nan.
+    """
+    if len(values) < 2 or values.isnan().any():
+        raise ValueError(
+            f"{len(values)} numbers given, {int(values.isnan().sum())} of them nan: an interval "
+            "needs 2 or more, none of them nan (rank_correlation gives nan for a constant map)"
+        )
+    values = values.double()
+    mean, error = values.mean().item(), (values.std() / len(values) ** 0.5).item()
+    return mean, mean - 1.96 * error, mean + 1.96 * error

@@ -1,0 +1,276 @@
+"""Questions to a trained model: what can be read from its layers, and what can it do without?
+
+images are uint8 (n, C, H, W) and data says how to normalise them, as in helpers.training.predict.
+A model is put into eval mode, and left as it was. Whatever is drawn at random comes from a seed, or
+from a generator on the CPU, so that every model meets the same changes.
+"""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+
+from helpers.inspection import tokens_after_each_block, visiting
+from helpers.training import normalize, predict
+
+REMOVABLE = ("attention", "mlp", "block")
+GREY = 128  # halfway between black and white
+
+
+def accuracy(model, data, images, labels):
+    """The share of images (n, C, H, W) whose largest logit is that of labels (n,); any model."""
+    with visiting(model):
+        answers = predict(model, data, images).argmax(dim=1)  # (n,)
+    return (answers == labels.cpu()).double().mean().item()
+
+
+# What can be read from the tokens of each layer
+
+
+@torch.no_grad()
+def layer_tokens(model, data, images, batch_size=256):
+    """The tokens of all layers, z_0 to z_L: uint8 images -> (L + 1, n, N+1, D), on the CPU.
+
+    (L + 1) n (N+1) D numbers of four bytes each; batch_size: images at once.
+    """
+    device, found = next(model.parameters()).device, []
+    for batch in images.split(batch_size):
+        layers = tokens_after_each_block(model, normalize(batch.to(device), data))
+        found.append(torch.stack(layers).float().cpu())
+    return torch.cat(found, dim=1)
+
+
+def layer_features(model, data, images, batch_size=256):
+    """What each layer says of an image: {"class token": (L + 1, n, D), "patches": the same}.
+
+    "patches" is the mean of the patches' tokens; without a class token it stands alone. For
+    linear_cka and for probes; on the CPU.
+    """
+    first, found = int(model.cls_token is not None), {}
+    for batch in images.split(batch_size):
+        tokens = layer_tokens(model, data, batch, batch_size)  # (L + 1, b, N+1, D)
+        if first:
+            found.setdefault("class token", []).append(tokens[:, :, 0])
+        found.setdefault("patches", []).append(tokens[:, :, first:].mean(dim=2))
+    return {name: torch.cat(parts, dim=1) for name, parts in found.items()}
+
+
+def linear_probe(features, labels, held_out_features, held_out_labels):
+    """(train accuracy, held-out accuracy) of a linear classifier: features (n, D), labels (n,).
+
+    Ridge regression to +1 and -1 for each class, in closed form (scikit-learn's RidgeClassifier,
+    alpha 1), on features brought to mean 0 and standard deviation 1.
+    """
+    from sklearn.linear_model import RidgeClassifier  # here: the import takes a second
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1.0))
+    x, held_out_x = features.double().cpu().numpy(), held_out_features.double().cpu().numpy()
+    y, held_out_y = labels.cpu().numpy(), held_out_labels.cpu().numpy()
+    probe.fit(x, y)
+    return float(probe.score(x, y)), float(probe.score(held_out_x, held_out_y))
+
+
+def probe_classes(model, data, train, held_out):
+    """Can the class be read from a layer? {"class token": (L + 1, 2), "patches": the same}.
+
+    linear_probe on what layer_features gives, a row for each of z_0 to z_L: accuracy on the images
+    that it learned from, on held-out ones. train, held_out: Splits; take train from images that
+    the model was trained on and held_out from others.
+    """
+    seen = layer_features(model, data, train.images)
+    unseen = layer_features(model, data, held_out.images)
+    return {
+        name: torch.tensor([
+            linear_probe(x, train.labels, held_out_x, held_out.labels)
+            for x, held_out_x in zip(seen[name], unseen[name], strict=True)
+        ])
+        for name in seen
+    }  # fmt: skip
+
+
+def probe_positions(model, data, images, held_out_images):
+    """Which patch is this token? Accuracy of a linear_probe with N classes -> (L + 1, 2).
+
+    A row for each of z_0 to z_L: on the tokens of images, on those of held_out_images. The class
+    token is left out; 1 / N by chance. 100 images are plenty: each gives N tokens.
+    """
+    first = int(model.cls_token is not None)
+    seen = layer_tokens(model, data, images)[:, :, first:]  # (L + 1, n, N, D)
+    unseen = layer_tokens(model, data, held_out_images)[:, :, first:]
+    patch = torch.arange(seen.shape[2])  # (N,)
+    return torch.tensor([
+        linear_probe(
+            x.flatten(0, 1), patch.repeat(len(x)), held_x.flatten(0, 1), patch.repeat(len(held_x))
+        )
+        for x, held_x in zip(seen, unseen, strict=True)
+    ])  # fmt: skip
+
+
+# What the model can do without
+
+
+@contextmanager
+def removed(model, layer, part):
+    """While this lasts, a part of model.blocks[layer] gives nothing; its code and weights stay.
+
+    part: a head's number from 0, whose share of the attention is zero before proj (proj's bias
+    stays); "attention" or "mlp", which then adds 0 to the residual; "block", for both. ValueError
+    for another part, IndexError for a layer that is not there.
+    """
+    attn, mlp = model.blocks[layer].attn, model.blocks[layer].mlp
+    heads, width = attn.num_heads, attn.proj.in_features // attn.num_heads
+    if part not in (*range(heads), *REMOVABLE):
+        raise ValueError(
+            f"part is {part!r}: choose a head from 0 to {heads - 1}, or one of "
+            + ", ".join(map(repr, REMOVABLE))
+        )
+
+    def nothing(module, inputs, output):
+        return torch.zeros_like(output)
+
+    def without_head(module, inputs):
+        joined = inputs[0].clone()  # (B, N, D), heads side by side
+        joined[..., part * width : (part + 1) * width] = 0
+        return (joined,)
+
+    hooks = []
+    try:
+        if part in REMOVABLE:
+            halves = {"attention": (attn,), "mlp": (mlp,), "block": (attn, mlp)}[part]
+            hooks = [half.register_forward_hook(nothing) for half in halves]
+        else:
+            hooks = [attn.proj.register_forward_pre_hook(without_head)]
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def accuracy_without(model, data, images, labels):
+    """Accuracy with one part removed at a time: (L, h + 3), a row for each block.
+
+    Columns: without head 0 to h - 1, then without all of the attention, the MLP, the whole block.
+    """
+    table = []
+    for layer, block in enumerate(model.blocks):
+        table.append([])
+        for part in (*range(block.attn.num_heads), *REMOVABLE):
+            with removed(model, layer, part):
+                table[-1].append(accuracy(model, data, images, labels))
+    return torch.tensor(table)
+
+
+@contextmanager
+def partly_shown(model, share, generator):
+    """While this lasts, model gets a random share of each image's patch tokens, 0 < share <= 1.
+
+    round(share N) tokens of z_0, one at least, drawn for each image by itself, with the positions
+    that they had; the class token always stays. They come in random order, which no part of the
+    encoder can see: share 1 changes nothing but rounding. generator: on the CPU.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}: a share of the patches above 0 and up to 1 is needed")
+    first = int(model.cls_token is not None)
+
+    def choose(module, inputs, tokens):
+        B, N, D = tokens.shape
+        count = max(1, round(share * (N - first)))
+        order = torch.rand(B, N - first, generator=generator).argsort(dim=1)[:, :count] + first
+        order = torch.cat([torch.zeros(B, first, dtype=torch.long), order], dim=1)
+        return tokens.gather(1, order[:, :, None].expand(-1, -1, D).to(tokens.device))
+
+    hook = model.pos_drop.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def accuracy_when_shown(model, data, images, labels, shares, seed=0):
+    """Accuracy when only a share of the patch tokens goes in, for each of shares: (len(shares),).
+
+    The patches of a smaller share are among those of a larger one.
+    """
+    found = []
+    for share in shares:
+        generator = torch.Generator().manual_seed(seed)
+        with partly_shown(model, share, generator):
+            found.append(accuracy(model, data, images, labels))
+    return torch.tensor(found)
+
+
+# Robustness: uint8 images (n, C, H, W), how strong, a generator on the CPU -> changed copies
+
+
+def shift(images, pixels, generator):
+    """Each image moved by pixels, up, down, left or right; what comes in is black.
+
+    ValueError if nothing would be left of them.
+    """
+    if not 0 <= pixels < min(images.shape[2:]):
+        raise ValueError(
+            f"pixels is {pixels} and the images are {images.shape[2]} x {images.shape[3]}: from 0 "
+            f"to {min(images.shape[2:]) - 1} is needed"
+        )
+    direction = torch.randint(0, 4, (len(images),), generator=generator).to(images.device)
+    changed = torch.empty_like(images)
+    for number, (down, right) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
+        down, right, chosen = pixels * down, pixels * right, direction == number
+        changed[chosen] = F.pad(images[chosen], (right, -right, down, -down))  # -: cut off
+    return changed
+
+
+def add_noise(images, sigma, generator):
+    """Gaussian noise on every pixel and channel, sigma on the scale where 1 is white; cut off."""
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    return (images + 255 * sigma * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def cover_square(images, side, generator):
+    """A GREY square of side x side pixels at a random place of each image, all of it inside.
+
+    ValueError for a side longer than theirs.
+    """
+    n, _, H, W = images.shape
+    if not 0 <= side <= min(H, W):
+        raise ValueError(f"side is {side} and the images are {H} x {W}: 0 to {min(H, W)} is needed")
+    top = torch.randint(0, H - side + 1, (n, 1), generator=generator)
+    left = torch.randint(0, W - side + 1, (n, 1), generator=generator)
+    row, col = torch.arange(H), torch.arange(W)
+    covered_rows = (row >= top) & (row < top + side)  # (n, H)
+    covered_cols = (col >= left) & (col < left + side)  # (n, W)
+    covered = (covered_rows[:, :, None] & covered_cols[:, None]).to(images.device)  # (n, H, W)
+    return images.masked_fill(covered[:, None], GREY)
+
+
+def shuffle_patches(images, patch_size, generator):
+    """The squares of patch_size x patch_size pixels in a new order, drawn for each image.
+
+    ValueError if patch_size does not divide both sides.
+    """
+    n, C, H, W = images.shape
+    if patch_size < 1 or H % patch_size or W % patch_size:
+        raise ValueError(
+            f"images of {H} x {W} pixels given, patch_size is {patch_size}: it must divide both"
+        )
+    grid = (n, C, H // patch_size, patch_size, W // patch_size, patch_size)
+    cut = images.reshape(grid).permute(0, 2, 4, 1, 3, 5)  # (n, rows, cols, C, P, P)
+    patches = cut.flatten(1, 2)  # (n, N, C, P, P)
+    order = torch.rand(patches.shape[:2], generator=generator).argsort(dim=1).to(images.device)
+    mixed = patches[torch.arange(n, device=images.device)[:, None], order]
+    return mixed.view(cut.shape).permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+
+
+def accuracy_under(model, data, images, labels, change, strengths, seed=0):
+    """Accuracy on changed images for each strength: (len(strengths),); any model.
+
+    change: shift, add_noise, cover_square, shuffle_patches, or a function called as they are. Each
+    strength starts from the same seed, so every model sees the same images.
+    """
+    found = []
+    for strength in strengths:
+        changed = change(images, strength, torch.Generator().manual_seed(seed))
+        found.append(accuracy(model, data, changed, labels))
+    return torch.tensor(found)
