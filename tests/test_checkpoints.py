@@ -118,6 +118,17 @@ def test_broken_and_foreign_checkpoints_are_refused(few, tmp_path):
         load_checkpoint(path)
 
 
+def test_the_kept_model_is_as_good_as_its_card_says():
+    model, facts = load_checkpoint(ROOT / "data/checkpoints/fashion-mnist.safetensors")
+    card = (ROOT / "data/checkpoints/README.md").read_text()
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
+    if not (Path(os.environ.get("VIT_DATA", "")) / "FashionMNIST").is_dir():
+        pytest.skip("VIT_DATA names no folder with Fashion-MNIST")
+    data = load("fashion-mnist")
+    assert facts["mean"] == list(data.mean)  # the same training images
+    assert f"{evaluate(model, data)[1]:.2%}".replace("%", " %") in card
+
+
 # Going on
 
 
