@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself, once. PYTHON=... and TORCH_INDEX=... are for tools/setup.sh.
 .DEFAULT_GOAL := help
-.PHONY: help lab run test notebooks bench address clean
+.PHONY: help lab run test notebooks bench pretrained address clean
 
 PY := .venv/bin/python
 READY := .venv/.complete
@@ -33,6 +33,9 @@ notebooks: $(READY) ## make the committed outputs of all notebooks again
 
 bench: $(READY) ## time our model beside timm, torchvision and vit-pytorch
 	@$(PY) benchmarks/throughput.py
+
+pretrained: $(READY) ## fetch torchvision's ViT-B/16 and compare its logits with ours
+	@$(PY) tools/pretrained.py
 
 address: $(READY) ## write the public address: make address URL=https://github.com/owner/repository
 	@$(PY) tools/set_address.py "$$URL"

@@ -329,7 +329,7 @@ def test_makefile_names_its_targets():
     make = shutil.which("make") or pytest.skip("no make here")
     said = subprocess.run([make, "-s"], cwd=ROOT, capture_output=True, text=True).stdout
     targets = [line.split()[1] for line in said.splitlines()]
-    assert targets == ["lab", "run", "test", "notebooks", "bench", "address", "clean"]
+    assert targets == ["lab", "run", "test", "notebooks", "bench", "pretrained", "address", "clean"]
 
 
 def test_ci_calls_make_test():
