@@ -140,7 +140,7 @@ def parameter_groups(model, weight_decay):
     """Two groups for AdamW: matrices decay; norms, biases, positions and the class token do not."""
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        decays = parameter.ndim > 1 and name not in ("pos_embed", "cls_token")
+        decays = parameter.ndim > 1 and not {"pos_embed", "cls_token"} & set(name.split("."))
         groups[decays].append(parameter)
     return [
         {"params": groups[True], "weight_decay": weight_decay},

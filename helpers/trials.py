@@ -1,0 +1,161 @@
+"""One point of an experiment: a model tuned on validation images, then tested once, over seeds.
+
+    result = trial("digits", model=dict(depth=2), seeds=[0, 1, 2])
+    result["test"]                        # accuracies 0..1 on the test images, one for each seed
+
+benchmarks/experiments.py records many of them; records(name) reads what it recorded.
+"""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.cnn import SmallResNet
+from helpers.data import Split, load
+from helpers.model import VisionTransformer
+from helpers.probing import shuffle_patches
+from helpers.training import TrainConfig, evaluate, fit
+from helpers.variants import vary
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "experiments"
+
+# What an experiment changes one thing of. Both cut an image into 16 patches.
+BASE = dict(embed_dim=48, depth=4, num_heads=4, mlp_ratio=2.0, pos_embed_std=0.5)
+PATCH = {"digits": 2, "fashion-mnist": 7}
+PLAIN = dict(shift=0, rotate=0, zoom=0)  # images as they are
+LEARNING_RATES = (1e-3, 3e-3, 9e-3)
+
+
+def records(experiment):
+    """What was recorded of an experiment: {point: its JSON as a dict}, in the order of names.
+
+    FileNotFoundError, with the command that makes them, if nothing is recorded.
+    """
+    files = sorted((RESULTS / experiment).glob("*.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"nothing is recorded of {experiment!r}: run python benchmarks/experiments.py "
+            f"{experiment}"
+        )
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+whole = functools.cache(load)
+
+
+def images_of(name, train=None, validation=2000, subset_seed=0, shuffled=False):
+    """A data set by its name, with train images of each class alike and at most validation more.
+
+    Its mirror is left out, so that nothing but config changes an image. shuffled: the patches of
+    all images in one and the same new order. ValueError if there are too few images.
+    """
+    data = replace(whole(name), flip=False)
+    splits = {"train": data.train, "test": data.test}
+    splits["validation"] = Split(data.validation.images[:validation],
+                                 data.validation.labels[:validation])  # fmt: skip
+    if train:
+        splits["train"] = some_of_each(data.train, train, len(data.classes), subset_seed)
+    if shuffled:
+        splits = {
+            part: Split(in_one_order(split.images, PATCH[name]), split.labels)
+            for part, split in splits.items()
+        }
+    return replace(data, **splits)
+
+
+def some_of_each(split, count, classes, seed):
+    """count images of a split, every class alike (the first few have one more if it must be)."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    labels = split.labels[order]
+    shares = [count // classes + (label < count % classes) for label in range(classes)]
+    chosen = [order[labels == label][:share] for label, share in enumerate(shares)]
+    if any(len(c) < share for c, share in zip(chosen, shares, strict=True)):
+        raise ValueError(f"{count} images asked for, not all classes of {len(split)} have so many")
+    chosen = torch.cat(chosen)
+    return Split(split.images[chosen].contiguous(), split.labels[chosen].contiguous())
+
+
+def in_one_order(images, patch_size):
+    """The patches of all images (n, C, H, W) in the same new order, which never changes."""
+    columns = images.transpose(0, 1).flatten(0, 1)[None]  # (1, C n, H, W): one image, many channels
+    mixed = shuffle_patches(columns, patch_size, torch.Generator().manual_seed(0))
+    return mixed[0].view(images.shape[1], len(images), *images.shape[2:]).transpose(0, 1)
+
+
+def build(data, name, model, change, seed):
+    """A new model for data, with weights drawn from seed: BASE, or what model and change say.
+
+    model: arguments of VisionTransformer, or {"resnet": width}. change: {"name": ..., options}.
+    """
+    torch.manual_seed(seed)
+    C, H, W = data.train.image_shape
+    if "resnet" in model:
+        return SmallResNet(C, len(data.classes), model["resnet"])
+    sizes = dict(patch_size=PATCH[name]) | BASE | model
+    vit = VisionTransformer(img_size=(H, W), in_chans=C, num_classes=len(data.classes), **sizes)
+    return vary(vit, **change) if change else vit
+
+
+def size_of(model, image_shape):
+    """{"parameters": trained numbers, "multiply_adds": of one image, forward}, counted."""
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, *image_shape))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"parameters": trained, "multiply_adds": counter.get_total_flops() // 2}
+
+
+def trial(data, model=None, change=None, images=None, training=None, steps=400, tune_steps=None,
+          lrs=LEARNING_RATES, tune_seeds=(0,), seeds=(0, 1, 2), test_all=False):  # fmt: skip
+    """Tune the learning rate on validation images, train with every seed, test the chosen once.
+
+    data: "digits" or "fashion-mnist"; images: arguments of images_of. model, change: see build.
+    training: fields of TrainConfig that differ from PLAIN images and batches of 64. Each rate of
+    lrs is tried with tune_seeds for tune_steps (default: steps) and the best mean validation
+    accuracy after the last step decides; a run whose loss is no number counts as 0. A seed decides
+    the weights, the order of the images and, where images["train"] cuts them, which ones.
+
+    -> a dict that JSON can hold: lr, tried {lr: validation accuracies}, and validation and test,
+    accuracies 0..1 of the chosen one, one for each seed. With test_all, every rate is trained with
+    every seed and tested_all {lr: test accuracies} says how all did: they choose nothing.
+    """
+    model, images = model or {}, images or {}
+    tune_seeds = seeds if test_all else tune_seeds
+    tune_steps, done = tune_steps or steps, {}
+
+    def run(lr, seed, count):
+        """(model, data) after count steps; the same run is not done twice."""
+        if (lr, seed, count) not in done:
+            part = images_of(data, **({"subset_seed": seed} | images))
+            net = build(part, data, model, change, seed)
+            batches = -(-len(part.train) // 64)
+            config = dict(batch_size=64, epochs=max(1, round(count / batches)), device="cpu",
+                          precision="float32")  # fmt: skip
+            config = TrainConfig(**(config | PLAIN | (training or {})), lr=lr, seed=seed)
+            unseen = replace(part, test=part.validation)  # the test images stay out of fit
+            try:
+                history = fit(net, unseen, config)
+                validation = history.epochs[-1].validation_accuracy
+            except FloatingPointError:
+                validation = 0.0
+            done[lr, seed, count] = net, part, validation
+        return done[lr, seed, count]
+
+    def test(lr, seed):
+        net, part, validation = run(lr, seed, steps)
+        return evaluate(net, part, "test")[1] if validation else 0.0
+
+    tried = {lr: [run(lr, seed, tune_steps)[2] for seed in tune_seeds] for lr in lrs}
+    lr = max(lrs, key=lambda lr: sum(tried[lr]))
+    result = dict(lr=lr, tried={f"{lr:g}": tried[lr] for lr in lrs})
+    result["validation"] = [run(lr, seed, steps)[2] for seed in seeds]
+    result["test"] = [test(lr, seed) for seed in seeds]
+    if test_all:
+        result["tested_all"] = {f"{lr:g}": [test(lr, seed) for seed in seeds] for lr in lrs}
+    net, part, _ = run(lr, seeds[0], steps)
+    sizes = {"train": len(part.train), "validation": len(part.validation), "test": len(part.test)}
+    return result | {"images": sizes, **size_of(net, part.train.image_shape)}
