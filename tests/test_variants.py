@@ -1,5 +1,9 @@
 """helpers/variants.py: each change does what it says and leaves the rest alone."""
 
+import ast
+import inspect
+
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +12,7 @@ from torch import nn
 from helpers.model import VisionTransformer
 from helpers.training import parameter_groups
 from helpers.variants import CHANGES, Waves, sine_positions, sine_positions_2d, vary
+from tests.notebook_rules import ROOT, code_cells, syntax
 
 SIZES = dict(img_size=(8, 12), patch_size=4, in_chans=1, num_classes=3, embed_dim=16, depth=3,
              num_heads=2, mlp_ratio=2.0, pos_embed_std=0.5)  # fmt: skip
@@ -160,3 +165,14 @@ def test_what_is_unknown_is_named():
     with pytest.raises(ValueError, match="the width is 18"):
         vary(vit(embed_dim=18), "positions", kind="sine")
     assert len(CHANGES) == 5
+
+
+def test_the_sines_are_those_that_notebook_04_builds():
+    built = {}
+    notebook = nbformat.read(ROOT / "notebooks" / "04_position_embeddings.ipynb", 4)
+    for _, cell in code_cells(notebook):
+        for node in syntax(cell.source).body:
+            if isinstance(node, ast.FunctionDef):
+                built[node.name] = ast.dump(node)
+    for function in (sine_positions, sine_positions_2d):
+        assert ast.dump(ast.parse(inspect.getsource(function)).body[0]) == built[function.__name__]
