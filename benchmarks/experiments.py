@@ -38,6 +38,8 @@ DIGITS = dict(data="digits", steps=315, tune_seeds=[0, 1], seeds=[0, 1, 2, 3, 4]
 FASHION = dict(
     data="fashion-mnist", images=dict(train=10000), steps=471, tune_seeds=[0], seeds=[0, 1, 2]
 )
+# Steps with so many training images; few of them are seen often, many only twice.
+FASHION_STEPS = {100: 600, 300: 600, 1000: 600, 3000: 1000, 10000: 942, 54000: 1688}
 SWEEP = [3e-4, 1e-3, 3e-3, 9e-3, 2.7e-2]  # learning rates, where they are the question
 
 
@@ -88,13 +90,9 @@ def matched():
     """Figure 8 the other way round: one thing changed, the width adjusted to the same size"""
     table = {  # base: depth 4, width 48, ratio 2; parameters and products both stay
         "depth_1": dict(depth=1, embed_dim=96),
-        "depth_2": dict(depth=2, embed_dim=68),
         "depth_8": dict(depth=8, embed_dim=36),
-        "depth_16": dict(depth=16, embed_dim=24),
-        "mlp_ratio_0.5": dict(mlp_ratio=0.5, embed_dim=60),
         "mlp_ratio_1": dict(mlp_ratio=1.0, embed_dim=56),
         "mlp_ratio_4": dict(mlp_ratio=4.0, embed_dim=40),
-        "mlp_ratio_8": dict(mlp_ratio=8.0, embed_dim=32),
     }
     table = on_both({name: dict(model=model) for name, model in table.items()})
     return table | patches({"patch_half_at_equal_compute": (0.5, dict(embed_dim=24))})
@@ -102,11 +100,10 @@ def matched():
 
 def hunger():
     """Figures 3 and 4: ViT and ResNet of equal size, 100 to 54,000 images, with augmentation"""
-    steps = {100: 600, 300: 600, 1000: 600, 3000: 1000, 10000: 1256, 30000: 1876, 54000: 2532}
     table = {}
-    for count, number in steps.items():
-        for label, model in (("vit", {}), ("resnet", {"resnet": 16})):
-            for kind, training in (("plain", {}), ("augmented", dict(shift=2, zoom=0.1))):
+    for label, model in (("vit", {}), ("resnet", {"resnet": 16})):
+        for kind, training in (("plain", {}), ("augmented", dict(shift=2, zoom=0.1))):
+            for count, number in FASHION_STEPS.items():
                 table[f"{count:05}_{label}_{kind}"] = dict(
                     model=model, images=dict(train=count), training=training, steps=number
                 )
@@ -116,10 +113,11 @@ def hunger():
 def one_order():
     """What a convolution knows beforehand: the patches of all images in one new order"""
     table = {}
-    for count, number in {1000: 600, 10000: 1256}.items():
+    for count in (1000, 10000):
         for label, model in (("vit", {}), ("resnet", {"resnet": 16})):
+            images = dict(train=count, shuffled=True)
             table[f"{count:05}_{label}_shuffled"] = dict(
-                model=model, images=dict(train=count, shuffled=True), steps=number
+                model=model, images=images, steps=FASHION_STEPS[count]
             )
     return over_fashion(table)
 
@@ -128,8 +126,8 @@ def hunger_digits():
     """The same with the bundled digits, and in one new order: what a reader can run at once"""
     table = {}
     for label, model in (("vit", {}), ("resnet", {"resnet": 16})):
-        for count in (100, 300, 1293):
-            table[f"{count:05}_{label}"] = dict(model=model, images=dict(train=count))
+        table[f"00100_{label}"] = dict(model=model, images=dict(train=100))
+        table[f"01293_{label}"] = dict(model=model)
         table[f"01293_{label}_shuffled"] = dict(model=model, images=dict(shuffled=True))
     return {point: ("helpers.trials.trial", DIGITS | rest) for point, rest in table.items()}
 
@@ -171,7 +169,7 @@ EXPERIMENTS = {
     }),
     "start_of_positions": lambda: on_both({
         f"{std}_width_{width}": dict(model=dict(pos_embed_std=std, embed_dim=width))
-        for std, width in ((0.02, 16), (0.5, 16), (0.02, 48), (0.02, 96), (0.5, 96))
+        for std, width in ((0.02, 16), (0.02, 48))
     }),
     "hunger": hunger,
     "one_order": one_order,

@@ -27,6 +27,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "expe
 BASE = dict(embed_dim=48, depth=4, num_heads=4, mlp_ratio=2.0, pos_embed_std=0.5)
 PATCH = {"digits": 2, "fashion-mnist": 7}
 PLAIN = dict(shift=0, rotate=0, zoom=0)  # images as they are
+EPOCH = 1280  # images at least, before validation is looked at
 LEARNING_RATES = (1e-3, 3e-3, 9e-3)
 
 
@@ -132,11 +133,16 @@ def trial(data, model=None, change=None, images=None, training=None, steps=400, 
         if (lr, seed, count) not in done:
             part = images_of(data, **({"subset_seed": seed} | images))
             net = build(part, data, model, change, seed)
-            batches = -(-len(part.train) // 64)
+            again = -(-EPOCH // len(part.train))  # few images come several times in an epoch
+            repeated = Split(
+                part.train.images.repeat(again, 1, 1, 1), part.train.labels.repeat(again)
+            )
+            batches = -(-len(repeated) // 64)
             config = dict(batch_size=64, epochs=max(1, round(count / batches)), device="cpu",
                           precision="float32")  # fmt: skip
             config = TrainConfig(**(config | PLAIN | (training or {})), lr=lr, seed=seed)
-            unseen = replace(part, test=part.validation)  # the test images stay out of fit
+            # the test images stay out of fit
+            unseen = replace(part, train=repeated, test=part.validation)
             try:
                 history = fit(net, unseen, config)
                 validation = history.epochs[-1].validation_accuracy

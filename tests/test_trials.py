@@ -34,7 +34,7 @@ def test_a_trial_chooses_on_validation_and_tests_that_alone(few, monkeypatch):
 
     def watched_fit(model, data, config):
         fitted.append((config.lr, config.seed))
-        assert data.test is data.validation
+        assert data.test is data.validation and len(data.train) == 1400  # 200, seven times
         return fit(model, data, config)
 
     monkeypatch.setattr(trials, "evaluate", watched_evaluate)
@@ -71,7 +71,7 @@ def test_tuning_may_be_shorter_and_a_run_that_fails_counts_as_nothing(few, monke
         return fit(model, data, config)
 
     monkeypatch.setattr(trials, "fit", watched_fit)
-    how = SMALL | dict(steps=12, tune_steps=4)  # 4 batches are an epoch
+    how = SMALL | dict(steps=66, tune_steps=22)  # 22 batches are an epoch
     result = trial("digits", **how, seeds=(0,))
     assert lengths == [(1e-4, 1), (3e-3, 1), (1e-4, 3)]
     assert result["tried"]["0.003"] == [0.0] and result["lr"] == 1e-4
