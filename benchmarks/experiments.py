@@ -88,14 +88,17 @@ def pooling():
 
 def matched():
     """Figure 8 the other way round: one thing changed, the width adjusted to the same size"""
-    table = {  # base: depth 4, width 48, ratio 2; parameters and products both stay
+    table = {  # base: depth 4, width 48, ratio 2, patch 7; products stay, and so do parameters,
         "depth_1": dict(depth=1, embed_dim=96),
         "depth_8": dict(depth=8, embed_dim=36),
         "mlp_ratio_1": dict(mlp_ratio=1.0, embed_dim=56),
         "mlp_ratio_4": dict(mlp_ratio=4.0, embed_dim=40),
+        "patch_half": dict(patch_size=4, embed_dim=24),  # except here
     }
-    table = on_both({name: dict(model=model) for name, model in table.items()})
-    return table | patches({"patch_half_at_equal_compute": (0.5, dict(embed_dim=24))})
+    return {
+        f"fashion_{name}": ("helpers.trials.trial", FASHION | dict(model=model))
+        for name, model in table.items()
+    }
 
 
 def hunger():

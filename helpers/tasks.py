@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers.data import ImageData, Split, mean_and_std
+from helpers.model import EncoderBlock, VisionTransformer
 
 TASKS = {}
 
@@ -45,6 +46,11 @@ def patches_to_image(patches, rows, cols):
     n, _, P, _ = patches.shape
     grid = patches.view(n, rows, cols, P, P).transpose(2, 3)  # (n, rows, P, cols, P)
     return grid.reshape(n, 1, rows * P, cols * P)
+
+
+def light_or_dark(bits, generator):
+    """Bits as greys of the same shape: 1 is light, from 0.6 to 1, and 0 is dark, from 0 to 0.4."""
+    return bits + 0.4 * (1 - 2 * bits) * torch.rand(bits.shape, generator=generator)
 
 
 @task
@@ -88,7 +94,7 @@ def two_addresses(count, generator):
     1, from 0.6 to 1) or dark (bit 0, from 0 to 0.4). The class is the bit at red, then at blue.
     """
     bits = torch.randint(0, 2, (count, 8), generator=generator)
-    greys = bits + 0.4 * (1 - 2 * bits) * torch.rand(count, 8, generator=generator)
+    greys = light_or_dark(bits, generator)
     addresses = torch.rand(count, 8, generator=generator).topk(2).indices  # two different places
     red, blue = nn.functional.one_hot(addresses + 1, 9).float().unbind(1)  # each (count, 9)
     patches = greys[:, None, :, None].repeat(1, 3, 1, 9)  # (count, 3, 8, 9)
@@ -116,6 +122,74 @@ def by_heart(count, generator):
     return images, class_of[chosen], tuple("ABCDEFGH")
 
 
+@task
+def two_colours(count, generator):
+    """Which bits lie in the patch with a red dot and in the one with a blue dot?
+
+    RGB, 4 x 4 patches of 2 x 2 pixels. Each patch is one grey, light (bit 1) or dark (bit 0); the
+    first pixel of one of them is red, that of another is blue. The class is the bit at red, then
+    at blue. Where the patches lie does not matter.
+    """
+    bits = torch.randint(0, 2, (count, 16), generator=generator)
+    chosen = torch.rand(count, 16, generator=generator).topk(2).indices  # two different patches
+    greys = light_or_dark(bits, generator)
+    patches = greys[:, None, :, None].repeat(1, 3, 1, 4)  # (count, 3, 16, 4)
+    red, blue = nn.functional.one_hot(chosen, 16).bool().unbind(1)  # each (count, 16)
+    for dot, colour in ((red, (1.0, 0.0, 0.0)), (blue, (0.0, 0.5, 1.0))):
+        patches[..., 0].transpose(1, 2)[dot] = torch.tensor(colour)
+    images = patches_to_image(patches.view(-1, 16, 2, 2), 4, 4).view(count, 3, 8, 8)
+    answer = bits.gather(1, chosen)  # (count, 2)
+    return images, 2 * answer[:, 0] + answer[:, 1], ("00", "01", "10", "11")
+
+
+@task
+def chain(count, generator):
+    """Start at patch 0, go where it points, go where that one points: is it light or dark there?
+
+    RGB, 2 x 3 patches of 3 x 3 pixels, each light or dark. The patches have names, 0 to 5, and lie
+    in any order: a patch's red dot is at the pixel of its own name, its blue dot at that of the
+    name that it points to. Of the four patches where the second step may end two are light, so
+    whoever does not know where it ends can but guess.
+    """
+    image = torch.arange(count)
+    first, second = (1 + torch.rand(count, 5, generator=generator).topk(2).indices).unbind(1)
+    away = torch.randint(1, 6, (count, 6), generator=generator)
+    to = (torch.arange(6) + away) % 6  # (count, 6): all but 0 and first point anywhere
+    to[image, 0], to[image, first] = first, second
+    order = torch.rand(count, 6, generator=generator)
+    order[:, 0] = order[image, first] = 1
+    rank = order.argsort(1).argsort(1)  # 4 and 5 for the start and the first step
+    any_bit = torch.randint(0, 2, (count, 6), generator=generator)
+    bits = torch.where(rank < 4, rank % 2, any_bit)
+
+    red = torch.eye(6, 9).expand(count, -1, -1)
+    blue = nn.functional.one_hot(to, 9).float()
+    dots = torch.stack([red, 0.5 * blue, blue], dim=1)  # (count, 3, 6, 9): a sky blue
+    greys = light_or_dark(bits, generator)[:, None, :, None]  # (count, 1, 6, 1)
+    patches = torch.where((red + blue)[:, None] > 0, dots, greys)
+    place_of = torch.rand(count, 6, generator=generator).argsort(1)[:, None, :, None]
+    patches = patches.gather(2, place_of.expand_as(patches)).view(-1, 6, 3, 3)
+    images = patches_to_image(patches, 2, 3).view(count, 3, 6, 9)
+    return images, bits[image, second], ("dark", "light")
+
+
+@task
+def which(count, generator):
+    """Which of the four marks of alike is it? 4 x 4 patches of 2 x 2 pixels, one holds a mark."""
+    spot = torch.randint(0, 16, (count,), generator=generator)
+    mark = torch.randint(0, 4, (count,), generator=generator)
+    patches = torch.zeros(count, 16, 4)
+    patches[torch.arange(count), spot] = 1 - nn.functional.one_hot(mark, 4).float()
+    return patches_to_image(patches.view(count, 16, 2, 2), 4, 4), mark, tuple("ABCD")
+
+
+# Removing a part
+
+PARTS = (
+    "positions", "attention", "heads", "mlp", "depth", "class token", "residuals", "norm",
+)  # fmt: skip
+
+
 class Nothing(nn.Module):
     """Zeros, whatever comes in: what a residual connection adds when a part is removed."""
 
@@ -123,17 +197,53 @@ class Nothing(nn.Module):
         return torch.zeros_like(x)
 
 
-def without(model, part):
-    """Remove "positions", "attention" or "mlp" from a VisionTransformer in place -> model.
+class BlockWithoutResiduals(EncoderBlock):
+    """What a half of the block makes replaces its input: (B, N, D) -> (B, N, D)."""
 
-    Positions become zeros that do not learn; in every block, attention or the MLP adds nothing.
-    ValueError for another part.
+    def forward(self, x):
+        return self.mlp(self.norm2(self.attn(self.norm1(x))))
+
+
+class FirstPatchReader(VisionTransformer):
+    """Neither class token nor mean: the head reads the first patch's token."""
+
+    def forward(self, x):
+        return self.head(self.pre_logits(self.forward_features(x)[:, 0]))  # (B, K)
+
+
+def without(model, part):
+    """Remove a part of PARTS from a VisionTransformer in place -> model.
+
+    positions: they become zeros that do not learn. attention, mlp: in every block, it adds nothing.
+    heads: one wide head in the place of several, with weights of the same shapes. depth: the first
+    block alone is left. class token: the head reads the first patch's token, after the last norm,
+    instead of a class token, which goes, or of the mean. residuals: what attention or the MLP makes
+    is not added to its input but replaces it. norm: tokens stay as they are, in the blocks and at
+    the end. ValueError for another part.
     """
     if part == "positions":
         model.pos_embed.requires_grad_(False).zero_()
     elif part in ("attention", "mlp"):
         for block in model.blocks:
             setattr(block, "attn" if part == "attention" else "mlp", Nothing())
+    elif part == "heads":
+        for block in model.blocks:
+            block.attn.num_heads = 1
+    elif part == "depth":
+        model.blocks = model.blocks[:1]
+    elif part == "class token":
+        if model.cls_token is not None:
+            table, learns = model.pos_embed.detach(), model.pos_embed.requires_grad
+            model.pos_embed = nn.Parameter(table[:, 1:].clone(), requires_grad=learns)
+            model.cls_token = None
+        model.__class__ = FirstPatchReader  # the same parts, another forward
+    elif part == "residuals":
+        for block in model.blocks:
+            block.__class__ = BlockWithoutResiduals
+    elif part == "norm":
+        model.norm = nn.Identity()
+        for block in model.blocks:
+            block.norm1, block.norm2 = nn.Identity(), nn.Identity()
     else:
-        raise ValueError(f"part {part!r} is unknown: choose positions, attention or mlp")
+        raise ValueError(f"part {part!r} is unknown: choose one of {', '.join(PARTS)}")
     return model
