@@ -29,8 +29,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from helpers import bill, masked  # noqa: E402
 from helpers.checkpoints import write_json  # noqa: E402
+from helpers.probes import PROBE_TASKS  # noqa: E402
 from helpers.run_folder import machine, versions  # noqa: E402
+from helpers.tasks import PARTS  # noqa: E402
 from helpers.trials import RESULTS  # noqa: E402
 
 # How each data set is trained in the appendix: 15 and 3 epochs in batches of 64 images.
@@ -58,11 +61,11 @@ def sized(argument, values):
 
 
 def patches(sizes):
-    """Patch sides relative to the base's, so that a point has the same grid on both data sets."""
+    """{name: patch side over the base's}: so a point has about the same grid on both data sets."""
     table = {}
-    for name, side in sizes.items():
+    for name, factor in sizes.items():
         for label, how, P in (("digits", DIGITS, 2), ("fashion", FASHION, 7)):
-            model = {"patch_size": round(P * side[0])} | side[1]
+            model = {"patch_size": round(P * factor)}
             table[f"{label}_{name}"] = ("helpers.trials.trial", how | dict(model=model))
     return table
 
@@ -107,6 +110,8 @@ def hunger():
     for label, model in (("vit", {}), ("resnet", {"resnet": 16})):
         for kind, training in (("plain", {}), ("augmented", dict(shift=2, zoom=0.1))):
             for count, number in FASHION_STEPS.items():
+                if count in (300, 3000) and training:
+                    continue  # every second size is enough for a difference
                 table[f"{count:05}_{label}_{kind}"] = dict(
                     model=model, images=dict(train=count), training=training, steps=number
                 )
@@ -141,23 +146,34 @@ def over_fashion(table):
     return {point: ("helpers.trials.trial", how | rest) for point, rest in table.items()}
 
 
-def of_a_helper(place):
-    """A function for EXPERIMENTS that takes its points from a table that a helper keeps."""
+def probes():
+    """Small tasks with known answers, each without one part after the other"""
+    table = {}
+    for task, setting in PROBE_TASKS.items():
+        for part in (None, *PARTS):
+            if part not in setting.lacks and (task, part) not in NOT_RUN:
+                table[f"{task}_{part or 'whole'}".replace(" ", "_")] = dict(removed=part, task=task)
+    for name, pool, removed in (
+        ("token", "token", None),
+        ("token_no_attention", "token", "attention"),
+        ("first_no_attention", "avg", ["class token", "attention"]),
+    ):
+        table[f"which_{name}"] = dict(task="which", global_pool=pool, removed=removed)
+    how = dict(seeds=[0, 1, 2], lrs=[1e-3, 3e-3])
+    return {point: ("helpers.probes.probe", how | rest) for point, rest in table.items()}
 
-    def points():
-        module, name = place.rsplit(".", 1)
-        return getattr(importlib.import_module(module), name)
 
-    return points
-
+# "deep" is "alike" with twelve blocks, where these two are run.
+NOT_RUN = {("deep", "heads"), ("deep", "class token")}
 
 EXPERIMENTS = {
+    "probes": probes,
     "base": lambda: on_both({"base": {}}),
     "positions": positions,
     "pooling": pooling,
     "depth": lambda: on_both(sized("depth", (1, 2, 8))),
     "width": lambda: on_both(sized("embed_dim", (16, 32, 96))),
-    "patch": lambda: patches({"half": (0.5, {}), "double": (2, {}), "whole": (4, {})}),
+    "patch": lambda: patches({"half": 0.5, "double": 2, "whole": 4}),
     "heads": lambda: on_both(sized("num_heads", (1, 2, 8, 16))),
     "mlp_ratio": lambda: on_both(sized("mlp_ratio", (0.5, 1.0, 4.0))),
     "matched": matched,
@@ -177,6 +193,8 @@ EXPERIMENTS = {
     "hunger": hunger,
     "one_order": one_order,
     "hunger_digits": hunger_digits,
+    "few_labels": lambda: masked.POINTS,
+    "bill": lambda: bill.POINTS,
 }  # fmt: skip
 
 

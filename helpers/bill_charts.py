@@ -1,0 +1,102 @@
+"""Charts of what helpers/bill.py measures. Every function returns its figure."""
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from helpers.bill import growth_of, multiply_adds, over, spread
+from helpers.charts import share_bars
+from helpers.plotting import COLORS
+
+MARKS = (("queries", "o"), ("keys", "s"), ("values", "^"))
+PIECES = {  # of an encoder block's forward pass, in order
+    "qkv": COLORS["queries"],
+    "scores": COLORS["keys"],
+    "softmax": COLORS["wrong"],
+    "weighted sum": COLORS["values"],
+    "proj": COLORS["attention"],
+    "mlp": COLORS["mlp"],
+    "GELU": COLORS["norm"],
+}
+
+
+def beside(panels, ylabel, title="", level=None, named=None):
+    """Measured marks beside what a formula says, a panel for each name in panels, all logarithmic.
+
+    panels: {xlabel: (formula, {name: (x, spreads)})}, formula: y for the x of the first name;
+    spreads: (lowest, median, highest) for each x: the mark is the median, the stroke reaches from
+    the lowest to the highest. level: a dashed line across. named: [{x: word}] for each panel,
+    upright dotted lines.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.4), dpi=100,
+                                layout="constrained", squeeze=False)  # fmt: skip
+    for number, (ax, (xlabel, (formula, lines))) in enumerate(
+        zip(axes.flat, panels.items(), strict=True)
+    ):
+        first = next(iter(lines.values()))[0]
+        ax.plot(first, formula, "-", color=COLORS["residual"], lw=4, alpha=0.5, label="formula")
+        for (name, (x, spreads)), (color, mark) in zip(lines.items(), MARKS, strict=False):
+            low, middle, high = zip(*spreads, strict=True)
+            ax.plot(x, middle, mark + "-", color=COLORS[color], ms=5, lw=1, label=name)
+            ax.vlines(x, low, high, color=COLORS[color], lw=1.5)
+        ax.set(xscale="log", yscale="log", xlabel=xlabel)
+        if level:
+            ax.axhline(level, ls="--", lw=1, color=COLORS["ink"])
+        for x, word in (named[number] if named else {}).items():
+            ax.axvline(x, ls=":", lw=1.2, color=COLORS["ink"])
+            ax.text(x, 0.99, f" {word}", transform=ax.get_xaxis_transform(), va="top", size=9)
+        ax.set_xticks(first[:: -(-len(first) // 7)])
+        ax.xaxis.set_minor_locator(NullLocator())
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel(ylabel)
+    axes[0, 0].legend(frameon=False, fontsize=9)
+    figure.suptitle(title, size=10)
+    return figure
+
+
+def growth_panels(costs):
+    """Panels for beside from records of bill: a block's time over the first size's.
+
+    By N and by D the time of an image, by the batch that of all its images.
+    """
+    panels = {}
+    for xlabel, name, key in (
+        ("tokens N", "width_192", "N"),
+        ("width D", "over_D", "D"),
+        ("images in a batch", "over_batch", "batch"),
+    ):
+        lines, per = {}, "batch" if key == "batch" else "image"
+        for kind in ("forward", "training"):
+            rows = costs[f"{name}_{kind}"]["rows"]
+            lines[kind] = [row[key] for row in rows], growth_of(rows, "block", per)
+        counts = [sum(multiply_adds(row["N"], row["D"]).values()) for row in rows]
+        counts = [row["batch"] for row in rows] if key == "batch" else counts
+        panels[xlabel] = [count / counts[0] for count in counts], lines
+    return panels
+
+
+def half_panels(costs, widths=(64, 192)):
+    """Panels for beside from records of bill: attention's time over the MLP's, by N for each D."""
+    panels = {}
+    for D in widths:
+        forward, training = (costs[f"width_{D}_{kind}"]["rows"] for kind in ("forward", "training"))
+        Ns, lines = [row["N"] for row in forward], {}
+        for name, rows, part in (
+            ("forward", forward, "attention"),
+            ("training", training, "attention"),
+            ("training, written out", training, "written out"),
+        ):
+            lines[name] = Ns, [spread(over(row, part, "mlp")) for row in rows]
+        panels[f"tokens N, D = {D}"] = [(4 * D + 2 * N) / (8 * D) for N in Ns], lines
+    return panels
+
+
+def piece_bars(rows, title=""):
+    """Two bars for each row of bill.pieces: its pieces' shares of multiply-adds and of the time."""
+    bars = {}
+    for row in rows:
+        counts = multiply_adds(row["N"], row["D"])
+        bars[f"N = {row['N']}: multiply-adds"] = {p: counts.get(p, 0) for p in PIECES}
+        bars[f"N = {row['N']}: time"] = {p: spread(row["seconds"][p])[1] for p in PIECES}
+    return share_bars(bars, list(PIECES.values()), title)
