@@ -12,29 +12,6 @@ from matplotlib.ticker import (
 
 from helpers.plotting import COLORS
 
-STYLES = (("queries", "-"), ("keys", "-"), ("queries", "--"), ("keys", "--"), ("values", ":"))
-
-
-def growth(series, xlabel, ylabel="test accuracy", title=""):
-    """Lines through the means of {name: {x: accuracies 0..1, one for each seed}}, seeds as dots.
-
-    x on a logarithmic axis. ValueError without a line.
-    """
-    if not series:
-        raise ValueError("no lines given: there is nothing to draw")
-    figure, ax = plt.subplots(figsize=(7.5, 3.6), dpi=100, layout="constrained")
-    for (name, points), (color, style) in zip(series.items(), STYLES, strict=False):
-        for x, runs in points.items():
-            ax.plot([x] * len(runs), runs, "o", ms=3.5, color=COLORS[color], alpha=0.5, mew=0)
-        means = [np.mean(runs) for runs in points.values()]
-        ax.plot(list(points), means, style, color=COLORS[color], lw=1.8, label=name)
-    ax.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
-    ax.set_title(title, size=10)
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
-    return figure
-
 
 def seed_lines(panels, xlabel, ylabel="test accuracy", title=""):
     """Beside each other, for each data set in panels, {name: {x: accuracies by seed}} as lines.
@@ -152,4 +129,38 @@ def by_size(panels, title=""):
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(title, size=10)
+    return figure
+
+
+def parts_table(table, chance, title=""):
+    """Tasks as rows, removed parts as columns: {task: {part: accuracies 0..1 by seed, or None}}.
+
+    A cell is white at chance[task] and below, dark where all is right; in it the mean and, after
+    +-, the standard deviation over seeds, in percent. None: a dot. ValueError without a row, or if
+    rows have other columns than the first.
+    """
+    columns = [list(row) for row in table.values()]
+    if not columns or any(names != columns[0] for names in columns):
+        raise ValueError(f"columns {columns} given: at least one row, the same in all, needed")
+    rows, cols = len(table), len(columns[0])
+    figure, ax = plt.subplots(figsize=(9, 0.52 * rows + 1.2), dpi=100, layout="constrained")
+    shades = np.full((rows, cols), np.nan)
+    for y, (task, row) in enumerate(table.items()):
+        for x, runs in enumerate(row.values()):
+            if runs is None:
+                ax.text(x, y, "·", ha="center", va="center")
+                continue
+            shades[y, x] = max(0, (np.mean(runs) - chance[task]) / (1 - chance[task]))
+            text = f"{100 * np.mean(runs):.0f}\n± {100 * np.std(runs, ddof=1):.1f}"
+            color = "white" if shades[y, x] > 0.6 else COLORS["ink"]
+            ax.text(x, y, text, ha="center", va="center", size=8, color=color, linespacing=0.95)
+    picture = ax.imshow(shades, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    figure.colorbar(picture, ax=ax, fraction=0.03, pad=0.01, ticks=[0, 1]).set_ticklabels(
+        ["chance", "all right"], size=8
+    )
+    ax.set_xticks(range(cols), labels=columns[0], size=9)
+    ax.set_yticks(range(rows), labels=table, size=9)
+    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, size=10)
     return figure

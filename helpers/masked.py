@@ -247,11 +247,12 @@ def few_labels(data, labels, pretrain_steps, steps, seed, lrs=LEARNING_RATES, mo
         few = some_of_each(whole.train, count * len(whole.classes), len(whole.classes), seed)
         for side, start in (("scratch", scratch), ("pretrained", pretrained)):
             runs = {lr: fine_tune(start, whole, few, steps, lr, seed) for lr in lrs}
-            lr = max(lrs, key=lambda lr: runs[lr][1])  # noqa: B023, used at once
+            tried = {lr: validation for lr, (_, validation) in runs.items()}
+            lr = max(tried, key=tried.get)
             result[side][str(count)] = {
                 "lr": lr,
-                "tried": {f"{lr:g}": validation for lr, (_, validation) in runs.items()},
-                "validation": runs[lr][1],
+                "tried": {f"{lr:g}": validation for lr, validation in tried.items()},
+                "validation": tried[lr],
                 "test": evaluate(runs[lr][0], whole, "test")[1],
             }
     splits = {"train": whole.train, "validation": whole.validation, "test": whole.test}

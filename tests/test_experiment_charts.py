@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from helpers.experiment_charts import by_size, seed_dots, seed_lines, tick_step
+from helpers.experiment_charts import by_size, parts_table, seed_dots, seed_lines, tick_step
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +68,16 @@ def test_by_size_has_products_left_and_parameters_right():
 def test_ticks_stay_readable():
     assert tick_step(0.80, 0.84) == 0.01 and tick_step(0.9, 0.98) == 0.02
     assert tick_step(0.7, 1) == 0.05 and tick_step(0, 5) == 0.2
+
+
+def test_parts_table_has_a_cell_for_each_pair_and_its_shade():
+    rows = {"a": {"none": [1.0, 0.9], "x": [0.5, 0.5]}, "b": {"none": [0.25, 0.35], "x": None}}
+    figure = parts_table(rows, {"a": 0.5, "b": 0.4}, title="a title")
+    ax = figure.axes[0]
+    texts = {text.get_position(): text.get_text() for text in ax.texts}
+    assert texts == {(0, 0): "95\n± 7.1", (1, 0): "50\n± 0.0", (0, 1): "30\n± 7.1", (1, 1): "·"}
+    shades = ax.images[0].get_array().filled(-1)
+    np.testing.assert_allclose(shades, [[0.9, 0], [0, -1]])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    with pytest.raises(ValueError, match="the same in all, needed"):
+        parts_table({"a": {"x": [1.0, 1.0]}, "b": {}}, {"a": 0, "b": 0})
