@@ -29,11 +29,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from helpers import bill, masked  # noqa: E402
+from helpers import bill, masked, probes  # noqa: E402
 from helpers.checkpoints import write_json  # noqa: E402
-from helpers.probes import PROBE_TASKS  # noqa: E402
 from helpers.run_folder import machine, versions  # noqa: E402
-from helpers.tasks import PARTS  # noqa: E402
 from helpers.trials import RESULTS  # noqa: E402
 
 # How each data set is trained in the appendix: 15 and 3 epochs in batches of 64 images.
@@ -131,13 +129,19 @@ def one_order():
 
 
 def hunger_digits():
-    """The same with the bundled digits, and in one new order: what a reader can run at once"""
-    table = {}
-    for label, model in (("vit", {}), ("resnet", {"resnet": 16})):
-        table[f"00100_{label}"] = dict(model=model, images=dict(train=100))
-        table[f"01293_{label}"] = dict(model=model)
-        table[f"01293_{label}_shuffled"] = dict(model=model, images=dict(shuffled=True))
-    return {point: ("helpers.trials.trial", DIGITS | rest) for point, rest in table.items()}
+    """The row of 100 images with the bundled digits: what a reader can run at once"""
+    images = {"train": 100}
+    models = {
+        "vit": dict(model={}, images=images),
+        "resnet": dict(model={"resnet": 16}, images=images),
+    }
+    return {
+        f"00100_{label}": (
+            "helpers.trials.trial",
+            DIGITS | dict(model=model, images={"train": 100}),
+        )
+        for label, model in models.items()
+    }
 
 
 def over_fashion(table):
@@ -146,28 +150,8 @@ def over_fashion(table):
     return {point: ("helpers.trials.trial", how | rest) for point, rest in table.items()}
 
 
-def probes():
-    """Small tasks with known answers, each without one part after the other"""
-    table = {}
-    for task, setting in PROBE_TASKS.items():
-        for part in (None, *PARTS):
-            if part not in setting.lacks and (task, part) not in NOT_RUN:
-                table[f"{task}_{part or 'whole'}".replace(" ", "_")] = dict(removed=part, task=task)
-    for name, pool, removed in (
-        ("token", "token", None),
-        ("token_no_attention", "token", "attention"),
-        ("first_no_attention", "avg", ["class token", "attention"]),
-    ):
-        table[f"which_{name}"] = dict(task="which", global_pool=pool, removed=removed)
-    how = dict(seeds=[0, 1, 2], lrs=[1e-3, 3e-3])
-    return {point: ("helpers.probes.probe", how | rest) for point, rest in table.items()}
-
-
-# "deep" is "alike" with twelve blocks, where these two are run.
-NOT_RUN = {("deep", "heads"), ("deep", "class token")}
-
 EXPERIMENTS = {
-    "probes": probes,
+    "probes": lambda: probes.PROBES,
     "base": lambda: on_both({"base": {}}),
     "positions": positions,
     "pooling": pooling,

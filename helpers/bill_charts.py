@@ -44,7 +44,10 @@ def beside(panels, ylabel, title="", level=None, named=None):
         for x, word in (named[number] if named else {}).items():
             ax.axvline(x, ls=":", lw=1.2, color=COLORS["ink"])
             ax.text(x, 0.99, f" {word}", transform=ax.get_xaxis_transform(), va="top", size=9)
-        ax.set_xticks(first[:: -(-len(first) // 7)])
+        ticks = [first[0]]
+        for x in first:
+            ticks += [x] if x >= 1.9 * ticks[-1] else []
+        ax.set_xticks(ticks)
         ax.xaxis.set_minor_locator(NullLocator())
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
