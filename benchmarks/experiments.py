@@ -130,18 +130,11 @@ def one_order():
 
 def hunger_digits():
     """The row of 100 images with the bundled digits: what a reader can run at once"""
-    images = {"train": 100}
-    models = {
-        "vit": dict(model={}, images=images),
-        "resnet": dict(model={"resnet": 16}, images=images),
+    table = {
+        "00100_vit": dict(model={}, images=dict(train=100)),
+        "00100_resnet": dict(model={"resnet": 16}, images=dict(train=100)),
     }
-    return {
-        f"00100_{label}": (
-            "helpers.trials.trial",
-            DIGITS | dict(model=model, images={"train": 100}),
-        )
-        for label, model in models.items()
-    }
+    return {point: ("helpers.trials.trial", DIGITS | rest) for point, rest in table.items()}
 
 
 def over_fashion(table):
