@@ -53,7 +53,8 @@ def beside(panels, ylabel, title="", level=None, named=None):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel(ylabel)
-    axes[0, 0].legend(frameon=False, fontsize=9)
+    names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, size=10)
     return figure
 

@@ -178,25 +178,26 @@ def copy_with(guesser, shift):
 
 
 def test_intact_patches_carry_no_loss(digits, monkeypatch):
-    """At a learning rate of 0 the curve's only point is the mean over corrupted patches alone."""
-    n = 50
-    few = dataclasses.replace(digits, train=Split(digits.train.images[:n], digits.train.labels[:n]))
-    model = randomize(tiny_vit())
-    guesser = randomize(Guesser(16, 1))
+    """At a learning rate of 0, each point is the mean over its step's corrupted patches alone."""
+    few = dataclasses.replace(
+        digits, train=Split(digits.train.images[:50], digits.train.labels[:50])
+    )
+    model, guesser = randomize(tiny_vit()), randomize(Guesser(16, 1))
     monkeypatch.setattr(masked, "Guesser", lambda *sizes: guesser)
-    curve, _ = pretrain(model, few, steps=1, lr=0.0, seed=3)
+    curve, _ = pretrain(model, few, steps=2, lr=0.0, batch_size=30, seed=3)
     drawn = generator(3)
-    x = few.train.images[torch.randperm(n, generator=drawn)]
-    kinds, other = draw_corruption(n, 16, drawn)
-    with torch.no_grad():
-        logits = guesser(model, normalize(x, few), kinds, other)
-    losses = F.cross_entropy(logits.flatten(0, 1), patch_targets(x, 2).flatten(), reduction="none")
-    losses, chosen = losses.view(n, 16), kinds != INTACT
-    assert curve[0]["step"] == 1
-    assert curve[0]["loss"] == pytest.approx(losses[chosen].mean().item(), rel=1e-5)
-    assert curve[0]["loss"] != pytest.approx(losses.mean().item(), rel=1e-3)
-    right = (logits.argmax(dim=2) == patch_targets(x, 2))[chosen].double().mean().item()
-    assert curve[0]["accuracy"] == pytest.approx(right)
+    batches = few.train.images[torch.randperm(50, generator=drawn)].split(30)  # 30 and 20 images
+    for x, point in zip(batches, curve, strict=True):
+        kinds, other = draw_corruption(len(x), 16, drawn)
+        chosen, colours = kinds != INTACT, patch_targets(x, 2)
+        with torch.no_grad():
+            logits = guesser(model, normalize(x, few), kinds, other)  # (b, 16, 8)
+        losses = F.cross_entropy(logits.transpose(1, 2), colours, reduction="none")  # (b, 16)
+        assert point["loss"] == pytest.approx(losses[chosen].mean().item(), rel=1e-5)
+        assert point["loss"] != pytest.approx(losses.mean().item(), rel=1e-3)
+        right = (logits.argmax(dim=2) == colours)[chosen].double().mean().item()
+        assert point["accuracy"] == pytest.approx(right)
+    assert [point["step"] for point in curve] == [1, 2]
 
 
 def test_it_learns_real_digits_without_a_look_at_labels(digits):
@@ -221,7 +222,11 @@ def test_it_learns_real_digits_without_a_look_at_labels(digits):
 
 
 def test_the_seed_decides(digits):
-    runs = [pretrain(tiny_vit(drop_rate=0.1), digits, steps=3, seed=s)[0] for s in (0, 0, 1)]
+    runs = []
+    for seed in (0, 0, 1):
+        model = tiny_vit(drop_rate=0.1)
+        torch.manual_seed(len(runs))  # what was drawn before must not matter
+        runs.append(pretrain(model, digits, steps=3, seed=seed)[0])
     assert runs[0] == runs[1] != runs[2]
 
 
