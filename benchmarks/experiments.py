@@ -29,10 +29,10 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from helpers import bill, masked, probes  # noqa: E402
-from helpers.checkpoints import write_json  # noqa: E402
-from helpers.run_folder import machine, versions  # noqa: E402
-from helpers.trials import RESULTS  # noqa: E402
+from helpers.checkpoints import write_json
+from helpers.scale.run_folder import machine, versions
+from lab import cost, masked_patches, task_trials
+from lab.trials import RESULTS
 
 # How each data set is trained in the appendix: 15 and 3 epochs in batches of 64 images.
 DIGITS = dict(data="digits", steps=315, tune_seeds=[0, 1], seeds=[0, 1, 2, 3, 4])
@@ -47,7 +47,7 @@ SWEEP = [3e-4, 1e-3, 3e-3, 9e-3, 2.7e-2]  # learning rates, where they are the q
 def on_both(points):
     """{point: arguments of trial} for digits and for 10,000 images of Fashion-MNIST."""
     return {
-        f"{label}_{name}": ("helpers.trials.trial", how | arguments)
+        f"{label}_{name}": ("lab.trials.trial", how | arguments)
         for label, how in (("digits", DIGITS), ("fashion", FASHION))
         for name, arguments in points.items()
     }
@@ -64,7 +64,7 @@ def patches(sizes):
     for name, factor in sizes.items():
         for label, how, P in (("digits", DIGITS, 2), ("fashion", FASHION, 7)):
             model = {"patch_size": round(P * factor)}
-            table[f"{label}_{name}"] = ("helpers.trials.trial", how | dict(model=model))
+            table[f"{label}_{name}"] = ("lab.trials.trial", how | dict(model=model))
     return table
 
 
@@ -97,7 +97,7 @@ def matched():
         "patch_half": dict(patch_size=4, embed_dim=24),  # except here
     }
     return {
-        f"fashion_{name}": ("helpers.trials.trial", FASHION | dict(model=model))
+        f"fashion_{name}": ("lab.trials.trial", FASHION | dict(model=model))
         for name, model in table.items()
     }
 
@@ -134,17 +134,17 @@ def hunger_digits():
         "00100_vit": dict(model={}, images=dict(train=100)),
         "00100_resnet": dict(model={"resnet": 16}, images=dict(train=100)),
     }
-    return {point: ("helpers.trials.trial", DIGITS | rest) for point, rest in table.items()}
+    return {point: ("lab.trials.trial", DIGITS | rest) for point, rest in table.items()}
 
 
 def over_fashion(table):
     """Points on Fashion-MNIST with three seeds, each with training images of its own."""
     how = dict(data="fashion-mnist", tune_steps=300, tune_seeds=[0], seeds=[0, 1, 2])
-    return {point: ("helpers.trials.trial", how | rest) for point, rest in table.items()}
+    return {point: ("lab.trials.trial", how | rest) for point, rest in table.items()}
 
 
 EXPERIMENTS = {
-    "probes": lambda: probes.PROBES,
+    "probes": lambda: task_trials.POINTS,
     "base": lambda: on_both({"base": {}}),
     "positions": positions,
     "pooling": pooling,
@@ -170,8 +170,8 @@ EXPERIMENTS = {
     "hunger": hunger,
     "one_order": one_order,
     "hunger_digits": hunger_digits,
-    "few_labels": lambda: masked.POINTS,
-    "bill": lambda: bill.POINTS,
+    "few_labels": lambda: masked_patches.POINTS,
+    "bill": lambda: cost.POINTS,
 }  # fmt: skip
 
 

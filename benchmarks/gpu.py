@@ -25,14 +25,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import throughput  # noqa: E402
 
-from helpers import speed  # noqa: E402
-from helpers.checkpoints import write_json  # noqa: E402
-from helpers.data import ImageData, Split, load  # noqa: E402
-from helpers.model import VisionTransformer, create_vit  # noqa: E402
-from helpers.recipes import recipe  # noqa: E402
-from helpers.regularization import drop_path  # noqa: E402
-from helpers.run_folder import machine, versions  # noqa: E402
-from helpers.training import TrainConfig, choose_device, choose_precision, fit  # noqa: E402
+from helpers.augmentation import drop_path
+from helpers.checkpoints import write_json
+from helpers.data import ImageData, Split, load
+from helpers.model import VisionTransformer, create_vit
+from helpers.recipes import recipe
+from helpers.scale.devices import choose_device, choose_precision
+from helpers.scale.run_folder import machine, versions
+from helpers.training import TrainConfig, fit
+from lab import speed
 
 RESULTS = ROOT / "benchmarks" / "results"
 SHAPES = {"mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}

@@ -4,7 +4,7 @@
     python benchmarks/streaming.py --folder path/to/photos --workers 0 4 8 16
     python benchmarks/streaming.py --json benchmarks/results/streaming_cpu.json
 
-Files are decoded and augmented by helpers.streaming with each number of workers, and each model
+Files are decoded and augmented by helpers.scale.streaming with each number of workers; each model
 does training steps (forward, cross-entropy, backward, AdamW) on images that lie ready. All take
 turns, round after round; a speed is the median over rounds. Each is measured alone: on a CPU, where
 workers and the step share the cores, together they are slower than the slower of the two.
@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from throughput import DTYPES, device_name, seconds, training_step, write_result  # noqa: E402
 
-from helpers.model import create_vit  # noqa: E402
-from helpers.plotting import sample_photo  # noqa: E402
-from helpers.streaming import images_per_second, load_streaming  # noqa: E402
-from helpers.training import choose_precision  # noqa: E402
+from helpers.model import create_vit
+from helpers.plotting import sample_photo
+from helpers.scale.devices import choose_precision
+from helpers.scale.streaming import load_streaming
 
 MODELS = {"Ti/16": (16, 512), "S/16": (8, 256), "B/16": (4, 256)}  # images a step: (CPU, GPU)
 CLASSES = 1000
@@ -61,6 +62,25 @@ def photographs(folder):
         with tempfile.TemporaryDirectory() as temporary:
             make_photographs(Path(temporary))
             yield Path(temporary), "crops of two photographs that come with scikit-learn"
+
+
+def images_per_second(split, *, batch_size, workers, train=True, limit=512) -> float:
+    """How many images a second loader gives to one who does nothing but take them.
+
+    limit: how many are timed, at least, in whole batches; beyond the split's end it starts again at
+    its beginning. The start of the workers and everyone's first batch come before the clock starts.
+    ValueError for an empty split.
+    """
+    if not len(split):
+        raise ValueError("the split is empty: there is nothing to measure")
+    turn = max(1, workers)  # batches that are in the making at a time
+    timed = turn * math.ceil(limit / batch_size / turn)
+    numbers = torch.arange((turn + timed) * batch_size) % len(split)
+    read = split.reader(torch.device("cpu"), train=train, workers=workers)
+    for k, _ in enumerate(read(numbers.split(batch_size)), start=1):
+        if k == turn:
+            start = time.perf_counter()
+    return timed * batch_size / (time.perf_counter() - start)
 
 
 def step_of(variant, img_size, device, precision):

@@ -1,16 +1,19 @@
-"""Small random changes to training images: every look at an image is a new one.
+"""Small random changes while a model learns: to images and labels, to branches, to weights.
 
-Images stay on the device they lie on, a whole batch is changed at once. All random numbers come
-from one generator on the CPU and are drawn for the whole batch of all processes, so that neither
-the device nor the number of processes changes what is drawn; a Part says which images are here.
+A whole batch of images is changed at once, on the device it lies on. All random numbers for images
+come from one generator on the CPU, drawn for the whole batch; where several processes share a
+batch, each then keeps its rows (see Rows). So neither the device nor the number of processes
+changes what is drawn.
 """
 
 import functools
 import math
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torchvision.ops import stochastic_depth
 from torchvision.transforms import v2
 
 GROUP = 16  # images that share one draw of a policy
@@ -21,20 +24,33 @@ POLICIES = {
 }
 
 
-class Part(NamedTuple):
-    """Which images of a batch of total images this process holds: start to stop - 1.
+class Rows(NamedTuple):
+    """A generator for images start to stop - 1 of a batch of total images, in place of a plain one.
 
-    start is even, and stop too unless it is total, so that neighbours are never parted. Where a
-    batch is too small for all processes, some hold its first image, which then does not count.
+    What is drawn for the whole batch is cut to these rows, so an image gets the numbers that it
+    would get if one process held all.
     """
 
+    generator: torch.Generator | None
+    total: int
     start: int
     stop: int
-    total: int
-    counts: bool = True
+
+    def cut(self, numbers, each=1):
+        """Numbers (..., groups) for the whole batch, each images in a group -> (..., B)."""
+        return numbers.repeat_interleave(each, -1)[..., self.start : self.stop]
 
 
-def augment(images, config, flip, generator=None, part=None):
+def rows_of(generator, images):
+    """The Rows that a function was given, or those of a plain generator: all images."""
+    whole = Rows(generator, len(images), 0, len(images))
+    return generator if isinstance(generator, Rows) else whole
+
+
+# Images
+
+
+def augment(images, config, flip, generator=None):
     """A random change to each image (B, C, H, W) by itself -> float32, same shape and scale.
 
     First config.policy, if there is one, on uint8 images. Then one affine map an image: moved by
@@ -42,11 +58,11 @@ def augment(images, config, flip, generator=None, part=None):
     mirrored with probability 1/2 if flip. What comes in from outside is black.
     """
     B, _, H, W = images.shape
-    part = part or Part(0, B, B)
-    draws = torch.rand(4, part.total, 2, generator=generator)[:, part.start : part.stop] * 2 - 1
-    shift, angle, zoom, mirror = draws.to(images.device, non_blocking=True)  # each (B, 2)
+    rows = rows_of(generator, images)
+    draws = torch.rand(4, rows.total, 2, generator=rows.generator).transpose(1, 2) * 2 - 1
+    shift, angle, zoom, mirror = send(rows.cut(draws).transpose(1, 2), images.device)  # (B, 2) each
     if config.policy:
-        images = apply_policy(images, config.policy, generator, part)
+        images = apply_policy(images, config.policy, rows)
     angle = math.radians(config.rotate) * angle[:, 0]
     scale = 1 + config.zoom * zoom[:, :1].expand(B, 2)
     if flip:
@@ -59,7 +75,7 @@ def augment(images, config, flip, generator=None, part=None):
     return F.grid_sample(images.float(), grid, align_corners=False)
 
 
-def apply_policy(images, name, generator, part):
+def apply_policy(images, name, generator=None):
     """One of POLICIES on uint8 images (B, C, H, W): every GROUP images of a batch share a draw.
 
     torchvision draws once a call. One call for each image would be slow on a GPU; and an image's
@@ -67,18 +83,19 @@ def apply_policy(images, name, generator, part):
     """
     if name not in POLICIES:
         raise ValueError(f"policy is {name!r}: choose one of {', '.join(map(repr, POLICIES))}")
-    seeds = torch.randint(2**31, (math.ceil(part.total / GROUP),), generator=generator).tolist()
-    changed = []
-    before = torch.get_rng_state()
-    for group in range(part.start // GROUP, math.ceil(part.stop / GROUP)):
-        torch.default_generator.manual_seed(seeds[group])  # torchvision takes no generator
-        first, last = group * GROUP - part.start, (group + 1) * GROUP - part.start
-        changed.append(POLICIES[name](images[max(0, first) : last]))
+    rows = rows_of(generator, images)
+    groups = (math.ceil(rows.total / GROUP),)
+    seeds = rows.cut(torch.randint(2**31, groups, generator=rows.generator), each=GROUP)
+    seeds, counts = seeds.unique_consecutive(return_counts=True)
+    before, changed = torch.get_rng_state(), []
+    for seed, group in zip(seeds.tolist(), images.split(counts.tolist()), strict=True):
+        torch.default_generator.manual_seed(seed)  # torchvision takes no generator
+        changed.append(POLICIES[name](group))
     torch.set_rng_state(before)
     return torch.cat(changed)
 
 
-def mix(x, y, classes, config, generator=None, part=None):
+def mix(x, y, classes, config, generator=None):
     """Neighbours 0 and 1, 2 and 3, ... give each other some of their pixels and of their labels.
 
     With probability config.mixup a pair is blended (MixUp, arXiv 1710.09412), with probability
@@ -86,33 +103,29 @@ def mix(x, y, classes, config, generator=None, part=None):
     the same shape, labels (B, classes) that sum to 1. How much stays is uniform in 0..1.
     """
     B, _, H, W = x.shape
-    part = part or Part(0, B, B)
-    draws = torch.rand(4, math.ceil(part.total / 2), generator=generator)
-    draws = draws.repeat_interleave(2, dim=1)[:, part.start : part.stop]  # the same for neighbours
-    kind, stays, *centre = draws.to(x.device, non_blocking=True)[..., None, None]  # (B, 1, 1) each
+    rows = rows_of(generator, x)
+    draws = torch.rand(4, math.ceil(rows.total / 2), generator=rows.generator)  # a pair, a column
+    kind, stays, *centre = send(rows.cut(draws, each=2), x.device)[..., None, None]  # (B, 1, 1)
     box = inside(centre, (1 - stays).sqrt(), H, W)  # (B, H, W)
     keep = torch.where(kind < config.mixup, stays, 1.0)  # what stays of each pixel
-    keep = torch.where(
-        (kind >= config.mixup) & (kind < config.mixup + config.cutmix) & box, 0, keep
-    )
-    keep = keep.expand(B, H, W)[:, None]  # (B, 1, H, W)
-    other = (torch.arange(B, device=x.device) ^ 1).clamp(
-        max=B - 1
-    )  # the last of an odd batch: itself
+    swaps = (kind >= config.mixup) & (kind < config.mixup + config.cutmix)
+    keep = torch.where(swaps & box, 0, keep).expand(B, H, W)[:, None]  # (B, 1, H, W)
+    other = torch.arange(B, device=x.device) ^ 1  # 1, 0, 3, 2, ...
+    other = other.clamp(max=B - 1)  # the last of an odd batch: itself
     share = keep.mean((1, 2, 3))[:, None]  # (B, 1)
     labels = F.one_hot(y, classes).float()
     return keep * x + (1 - keep) * x[other], share * labels + (1 - share) * labels[other]
 
 
-def erase(x, config, generator=None, part=None):
+def erase(x, config, generator=None):
     """With probability config.erase a rectangle of up to a third of an image becomes grey, 0.
 
     x (B, C, H, W), standardised. Random erasing: arXiv 1708.04896.
     """
     B, _, H, W = x.shape
-    part = part or Part(0, B, B)
-    draws = torch.rand(4, part.total, generator=generator)[:, part.start : part.stop]
-    chance, area, *centre = draws.to(x.device, non_blocking=True)[..., None, None]  # (B, 1, 1) each
+    rows = rows_of(generator, x)
+    draws = rows.cut(torch.rand(4, rows.total, generator=rows.generator))
+    chance, area, *centre = send(draws, x.device)[..., None, None]  # (B, 1, 1) each
     box = inside(centre, (area / 3).sqrt(), H, W) & (chance < config.erase)
     return x.masked_fill(box[:, None], 0)
 
@@ -133,7 +146,80 @@ def normalize(images, data):
     return (images / 255 - mean) / std
 
 
+def send(tensor, device):
+    """A CPU tensor on device. Only CUDA keeps it alive until a copy that does not wait is done."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 @functools.lru_cache(maxsize=64)
 def constants(numbers, device):
     """A few numbers as a tensor on device, copied there once."""
     return torch.tensor(numbers, device=device)
+
+
+# Branches and weights
+
+
+@contextmanager
+def drop_path(model, rate):
+    """While this lasts, training skips branches of model's blocks at random (arXiv 1603.09382).
+
+    For each image by itself, the output of an attention or an MLP becomes 0 with a probability that
+    climbs from 0 in the first block to rate in the last; what is kept is divided by the probability
+    of being kept, so that the mean stays. Eval mode is untouched. The model's code stays as it is:
+    the branches' outputs are changed by hooks.
+    """
+    hooks = []
+    for depth, block in enumerate(model.blocks if rate else ()):
+        drop = rate * depth / max(1, len(model.blocks) - 1)
+        for branch in (block.attn, block.mlp) if drop else ():
+            hook = functools.partial(_drop, rate=drop)
+            hooks.append(branch.register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _drop(branch, inputs, output, rate):
+    return stochastic_depth(output, rate, "row", branch.training)
+
+
+class EMA:
+    """The exponential moving average of a model's weights: steadier than the last weights.
+
+    average = decay * average + (1 - decay) * weights after each step; early on with a smaller
+    decay, (1 + t) / (10 + t), so that the start is forgotten.
+    """
+
+    def __init__(self, model, decay):
+        self.model, self.decay, self.steps = model, decay, 0
+        self.average = [p.detach().clone() for p in model.parameters()]
+
+    @torch.no_grad()
+    def update(self):
+        """Take in the model's weights as they are now."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self):
+        """The average goes into the model, the model's weights take its place here."""
+        for average, weight in zip(self.average, self.model.parameters(), strict=True):
+            kept = weight.detach().clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+
+@contextmanager
+def averaged(ema):
+    """While this lasts, the model has its average weights. ema may be None: nothing happens."""
+    if ema:
+        ema.swap()
+    try:
+        yield
+    finally:
+        if ema:
+            ema.swap()

@@ -10,27 +10,28 @@ root that you name; files that lie in the folder VIT_DATA names are used where t
 """
 
 import gzip
-import hashlib
-import http.client
-import io
 import math
 import os
-import pickle
-import tarfile
-import urllib.request
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import torch
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from helpers.folder import Parts, find, read_folder, read_npz
 
-DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
+CLONE = Path(__file__).resolve().parents[1]
+HOME = CLONE if (CLONE / "pyproject.toml").is_file() else Path.cwd()  # installed elsewhere
+DATA_FOLDER = HOME / "data"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,20 @@ class Split:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""
         return tuple(self.images.shape[1:])
+
+    def reader(self, device: torch.device, **_) -> Callable[..., Iterator]:
+        """read(numbers): uint8 images (b, C, H, W) and labels (b,) on device, batch by batch.
+
+        numbers: a list of tensors of numbers into this split. Everything moves to device once.
+        """
+        images, labels = self.images.to(device), self.labels.to(device)
+
+        def read(numbers, seed=None):
+            sizes = [len(batch) for batch in numbers]
+            for chosen in torch.cat(numbers).to(device).split(sizes):
+                yield images[chosen], labels[chosen]
+
+        return read
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,18 +113,8 @@ def load(
     download fails, OSError when root cannot be written to, ValueError for files and images that
     are not what they should be. The text says what to do.
     """
-    if img_size is not None and img_size < 1:
-        raise ValueError(f"img_size is {img_size}; it needs to be a number of pixels, 1 or more.")
-    for share, value in (("validation", validation), ("test", test)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{share} is {value}; it is a share of the images, 0 <= share < 1.")
-
-    root = DATA_FOLDER if root is None else Path(root).expanduser()
-    places = [root]
-    if os.environ.get("VIT_DATA"):
-        places.append(Path(os.environ["VIT_DATA"]).expanduser())
-
-    name = _known_name(name_or_folder)
+    check_numbers(img_size, validation, test)
+    places, name = places_of(root), known_name(name_or_folder)
     if name is None:
         path = find(Path(name_or_folder).expanduser(), places, tuple(NAMED))
         name, flip = path.resolve().name.removesuffix(".npz"), True
@@ -122,14 +127,7 @@ def load(
         parts, classes = read(places)
         if img_size:
             parts = {part: (_resized(x, img_size), y) for part, (x, y) in parts.items()}
-
-    _check_classes(name, parts["train"][1], classes)
-    if "test" not in parts:
-        parts["train"], parts["test"] = _cut(*parts["train"], classes, "test", test, split_seed)
-    if "validation" not in parts:
-        parts["train"], parts["validation"] = _cut(
-            *parts["train"], classes, "validation", validation, split_seed
-        )
+    parts = three_parts(name, parts, classes, validation, test, split_seed)
     splits = {part: Split(images, labels) for part, (images, labels) in parts.items()}
     mean, std = mean_and_std(splits["train"].images)
     return ImageData(name=name, classes=classes, mean=mean, std=std, flip=flip, **splits)
@@ -138,17 +136,35 @@ def load(
 # Splits and statistics
 
 
-def _check_classes(name: str, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
+def three_parts(name, parts, classes, validation, test, seed):
+    """Parts with the test and the validation part that are missing, cut from "train".
+
+    ValueError if there are not two classes with training images.
+    """
     if len(classes) < 2:
         raise ValueError(
             f"{name} has one class, {classes[0]!r}. Telling apart needs two: add a sub-folder with "
             "pictures of something else."
         )
-    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    counts = torch.bincount(parts["train"][1], minlength=len(classes)).tolist()
     if empty := [c for c, count in zip(classes, counts, strict=True) if count == 0]:
         raise ValueError(
             f"{name} has no training image of {', '.join(empty)}. Each class needs one."
         )
+    parts = dict(parts)
+    for part, share in (("test", test), ("validation", validation)):
+        if part not in parts:
+            parts["train"], parts[part] = _cut(*parts["train"], classes, part, share, seed)
+    return parts
+
+
+def check_numbers(img_size, validation, test):
+    """ValueError for arguments of load that make no sense."""
+    if img_size is not None and img_size < 1:
+        raise ValueError(f"img_size is {img_size}; it needs to be a number of pixels, 1 or more.")
+    for share, value in (("validation", validation), ("test", test)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{share} is {value}; it is a share of the images, 0 <= share < 1.")
 
 
 def _cut(images, labels, classes, part: str, share: float, seed: int):
@@ -214,7 +230,7 @@ def _read_mnist(places: list[Path], table: str = "MNIST") -> tuple[Parts, tuple[
     arrays = []
     for file, md5 in known.resources:  # training images, training labels, test images, test labels
         urls = [mirror + file for mirror in known.mirrors]
-        raw = gzip.decompress(_fetch(f"{table}/raw/{file}", md5, urls, places))
+        raw = gzip.decompress(_published(f"{table}/raw/{file}", md5, urls, places).read_bytes())
         shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4).tolist()  # raw[3]: dimensions
         arrays.append(np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape))
     x, y, x_test, y_test = (torch.from_numpy(array.copy()) for array in arrays)
@@ -223,31 +239,26 @@ def _read_mnist(places: list[Path], table: str = "MNIST") -> tuple[Parts, tuple[
 
 
 def _read_cifar10(places: list[Path]) -> tuple[Parts, tuple[str, ...]]:
-    """The python batches, from the folder that torchvision unpacks or straight from the archive.
+    """By torchvision, which unpickles the batches only after it has checked their MD5s."""
+    known, parts = datasets.CIFAR10, {}
+    folders = [place / known.base_folder for place in places]
+    folder = next((path for path in folders if path.is_dir()), folders[0])
+    if not folder.is_dir():
+        archive = _published(known.filename, known.tgz_md5, [known.url], places)
+        with tempfile.TemporaryDirectory(prefix=".", dir=places[0]) as temporary:
+            extract_archive(str(archive), temporary)
+            os.replace(Path(temporary, known.base_folder), folder)
+    try:
+        for part, train in (("train", True), ("test", False)):
+            found = known(folder.parent, train=train)
+            images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+            parts[part] = images, torch.tensor(found.targets)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} is not as published ({error}). {ANEW}") from error
+    return parts, tuple(found.classes)
 
-    The batches are pickles, and a pickle can run any code. So only bytes whose checksum is the
-    published one are ever unpickled.
-    """
-    known = datasets.CIFAR10
-    folder, meta = known.base_folder, known.meta
-    files = [*known.train_list, *known.test_list, (meta["filename"], meta["md5"])]
-    unpacked = [p for p in places if all((p / folder / file).is_file() for file, _ in files)]
-    if unpacked:
-        found = [_checked(unpacked[0] / folder / file, md5) for file, md5 in files]
-    else:
-        packed = _fetch(known.filename, known.tgz_md5, [known.url], places)
-        with tarfile.open(fileobj=io.BytesIO(packed), mode="r|gz") as archive:  # from front to back
-            members = tqdm(archive, "unpacking", delay=2, leave=False, unit="files")
-            inside = {m.name: archive.extractfile(m).read() for m in members if m.isfile()}
-        found = [inside[f"{folder}/{file}"] for file, _ in files]
 
-    *batches, names = (pickle.loads(content, encoding="latin1") for content in found)
-    images = torch.from_numpy(np.concatenate([b["data"] for b in batches])).view(-1, 3, 32, 32)
-    labels = torch.tensor([label for batch in batches for label in batch["labels"]])
-    n = len(labels) - len(batches[-1]["labels"])  # the last batch is the test split
-    parts = {"train": (images[:n], labels[:n]), "test": (images[n:], labels[n:])}
-    return parts, tuple(names[meta["key"]])
-
+ANEW = "Delete it and load again: what is missing is downloaded."
 
 # name: (reader, a mirror keeps the class)
 NAMED = {
@@ -261,7 +272,7 @@ NAMED = {
 # Finding files and fetching them
 
 
-def _known_name(name: str | Path) -> str | None:
+def known_name(name: str | Path) -> str | None:
     """The name as NAMED spells it, for "FashionMNIST" or "fashion_mnist" too; None for a path."""
 
     def plain(text: str) -> str:
@@ -271,78 +282,39 @@ def _known_name(name: str | Path) -> str | None:
     return known.get(plain(name)) if isinstance(name, str) else None
 
 
-def _checked(path: Path, md5: str) -> bytes:
-    """The bytes of a file, if they are the published ones."""
-    content = path.read_bytes()
-    if (found := _md5(content)) != md5:
-        raise ValueError(
-            f"{path} is not the published file, or not all of it: its MD5 is {found}, expected "
-            f"{md5}. Delete it and load again: a missing file is downloaded."
-        )
-    return content
+def places_of(root: str | Path | None) -> list[Path]:
+    """Where data sets are looked for: root, or data/, then VIT_DATA."""
+    places = [DATA_FOLDER if root is None else Path(root).expanduser()]
+    if os.environ.get("VIT_DATA"):
+        places.append(Path(os.environ["VIT_DATA"]).expanduser())
+    return places
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _fetch(file: str, md5: str, urls: list[str], places: list[Path]) -> bytes:
-    """The checked bytes of a file that lies in one of the places, or is downloaded to the first.
-
-    What arrives is checked before it is written, written under a temporary name, and renamed: the
-    file is there whole or not at all.
-    """
-    for place in places:
-        if (place / file).is_file():
-            return _checked(place / file, md5)
-
-    path = places[0] / file
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _published(file: str, md5: str, urls: list[str], places: list[Path]) -> Path:
+    """Where a file lies whole: in one of the places, or downloaded to the first, whole or not."""
+    for path in (place / file for place in places):
+        if check_integrity(path, md5):
+            return path
+        if path.is_file():
+            raise ValueError(f"{path} is not the published file, or not all of it. {ANEW}")
+    path, reasons = places[0] / file, []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()  # fails now, not after a long download
-        content = _download_checked(path, md5, urls)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except ConnectionError:
-        raise
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
+            for url in urls:
+                try:
+                    download_url(url, temporary, path.name, md5)
+                except (HTTPException, RuntimeError, URLError, TimeoutError) as error:
+                    reasons.append(f"  {url}: {error}")
+                    continue
+                return Path(temporary, path.name).replace(path)
     except OSError as error:
         raise OSError(
             f"{path} is not there yet and cannot be written: {error}. Pass as root a folder that "
             'you may write to and that has room. load("digits") needs none.'
         ) from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-    return content
-
-
-def _download_checked(path: Path, md5: str, urls: list[str]) -> bytes:
-    """The bytes for path, from the first address that answers with the right ones."""
-    reasons = []
-    for url in urls:
-        try:
-            content = _download(url)
-        except (OSError, http.client.HTTPException) as error:
-            reasons.append(f"  {url}: {error}")
-            continue
-        if (found := _md5(content)) == md5:
-            return content
-        reasons.append(f"  {url}: sent {len(content)} bytes with MD5 {found}, expected {md5}")
     raise ConnectionError(
         f"could not download {path.name}:\n" + "\n".join(reasons) + f"\nPut it by hand into "
         f"{path.parent}, or name a folder that has it as root or in VIT_DATA. "
         'load("digits") needs no network.'
     )
-
-
-def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "python"})
-    content, name = io.BytesIO(), url.rsplit("/", 1)[1]
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        size = int(answer.headers.get("Content-Length") or 0) or None
-        with tqdm(desc=name, total=size, unit="B", unit_scale=True, delay=2, leave=False) as bar:
-            while chunk := answer.read(1 << 16):
-                content.write(chunk)
-                bar.update(len(chunk))
-    return content.getvalue()

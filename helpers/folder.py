@@ -3,7 +3,7 @@
 Both readers return (parts, classes). parts maps "train", and where the pictures bring them
 "validation" and "test", to a pair of uint8 images (n, 3, H, W) and int64 labels (n,).
 helpers.data.load calls them and cuts the splits that are missing. list_folder does the same
-without opening the pictures, for helpers.streaming.
+without opening the pictures, for helpers.scale.streaming.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torchvision.datasets.folder import make_dataset
 from tqdm import tqdm, trange
 
 HELD_OUT = ("val", "valid", "validation", "test")
@@ -94,8 +95,11 @@ def list_folder(folder: Path) -> tuple[dict[str, tuple[Path, Files]], tuple[str,
 
 def _visible(folder: Path) -> list[Path]:
     """What lies in a folder, sorted, without hidden files and what macOS and Windows leave."""
-    paths = sorted(folder.iterdir(), key=lambda path: path.name)
-    return [p for p in paths if not p.name.startswith(".") and p.name.lower() not in IGNORED]
+    return [p for p in sorted(folder.iterdir(), key=lambda p: p.name) if not _is_hidden(p.name)]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in IGNORED
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -110,7 +114,14 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _list_classes(folder: Path, classes: tuple[str, ...]) -> Files:
-    return [(path, i) for i, name in enumerate(classes) for path in _visible(folder / name)]
+    """By torchvision, as for ImageFolder: pictures in sub-folders of a class are among them."""
+
+    def shown(path):
+        return not any(map(_is_hidden, Path(path).relative_to(folder).parts))
+
+    numbers = {name: i for i, name in enumerate(classes)}
+    found = make_dataset(folder, numbers, is_valid_file=shown, allow_empty=True)
+    return [(Path(path), label) for path, label in found]
 
 
 def _read_files(folder: Path, files: Files, classes: tuple[str, ...], img_size: int, strict: bool):

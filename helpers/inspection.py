@@ -77,7 +77,7 @@ def attention_distance(model, x, batch_size=64):
     places = torch.cartesian_prod(row, col).to(x)  # (N, 2)
     distance = (places[:, None] - places[None]).norm(dim=-1)  # (N, N), in patches
     distance *= model.patch_embed.proj.stride[0]
-    first, total = int(model.cls_token is not None), 0
+    first, total = model.num_prefix_tokens, 0
     for batch in x.split(batch_size):
         for_layers = [
             (found[:, :, first:, first:] * distance).sum(dim=-1).mean(dim=-1).sum(dim=0)  # (h,)
@@ -149,7 +149,7 @@ def position_similarity(model):
 
     Figure 7, centre, of the paper; row i, reshaped to the grid of patches, is its small picture i.
     """
-    positions = model.pos_embed[0, model.cls_token is not None :]  # (N, D)
+    positions = model.pos_embed[0, model.num_prefix_tokens :]  # (N, D)
     return F.cosine_similarity(positions[:, None], positions[None], dim=-1)  # (N, N)
 
 
@@ -210,79 +210,3 @@ def linear_cka(features):
         grams.append(gram / (torch.nan if same else gram.norm()))
     grams = torch.stack(grams)  # (len, n^2)
     return grams @ grams.T
-
-
-# What the answer depends on, and how two such maps agree
-
-
-@torch.no_grad()
-def occlusion_drop(model, x, labels, patch_size, probability=False, batch_size=256):
-    """What each patch is worth: images (B, C, H, W), labels (B,) -> (B, rows, cols), on the CPU.
-
-    How much the logit of labels' class, or with probability=True its probability, falls when the
-    square of patch_size x patch_size pixels is hidden under grey: 0, the mean after normalisation.
-    Above 0 where the patch speaks for the class. Any model from images to logits will do.
-    batch_size: images at once. ValueError if patch_size does not divide both sides.
-    """
-    B, _, H, W = x.shape
-    if H % patch_size or W % patch_size:
-        raise ValueError(
-            f"images of {H} x {W} pixels given, patch_size is {patch_size}: it must divide both"
-        )
-    rows, cols = H // patch_size, W // patch_size
-    row, col = torch.arange(H) // patch_size, torch.arange(W) // patch_size
-    patch_of = (row[:, None] * cols + col).to(x.device)  # (H, W): the patch that a pixel lies in
-    labels = labels.to(x.device)
-
-    def score(images, classes):
-        logits = model(images)  # (b, K)
-        values = logits.softmax(dim=-1) if probability else logits
-        return values.gather(1, classes[:, None])[:, 0]  # (b,)
-
-    drops = []
-    with visiting(model):
-        clear = torch.cat([
-            score(*part)
-            for part in zip(x.split(batch_size), labels.split(batch_size), strict=True)
-        ])  # fmt: skip
-        for number in torch.arange(B * rows * cols, device=x.device).split(batch_size):
-            image = number // (rows * cols)  # (b,)
-            hidden = patch_of == (number % (rows * cols))[:, None, None]  # (b, H, W)
-            images = x[image].masked_fill(hidden[:, None], 0)
-            drops.append(clear[image] - score(images, labels[image]))
-    return torch.cat(drops).view(B, rows, cols).cpu()
-
-
-def rank_correlation(a, b):
-    """Do two maps order the patches alike? Two (B, rows, cols) -> (B,), Spearman's, -1 to 1.
-
-    The correlation of the ranks, equal numbers sharing their mean rank. nan where a map is constant
-    and has no order. On the CPU, in float64. ValueError for shapes that differ.
-    """
-    if a.shape != b.shape:
-        raise ValueError(f"maps {tuple(a.shape)} and {tuple(b.shape)} given: one shape is needed")
-    centred = []
-    for values in (a, b):
-        values = values.detach().cpu().flatten(1)  # (B, N)
-        below = (values[:, :, None] > values[:, None]).sum(dim=-1)  # (B, N)
-        equal = (values[:, :, None] == values[:, None]).sum(dim=-1)  # itself among them
-        rank = below + (equal + 1).double() / 2  # 1 to N
-        centred.append(rank - rank.mean(dim=1, keepdim=True))
-    a, b = centred
-    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
-
-
-def mean_and_interval(values):
-    """(mean, low, high) of numbers (n,): the mean and its 95% interval, 1.96 standard errors wide.
-
-    Each side, from the normal distribution: for 30 independent numbers or more. ValueError if
-    there are fewer than 2, or some are nan.
-    """
-    if len(values) < 2 or values.isnan().any():
-        raise ValueError(
-            f"{len(values)} numbers given, {int(values.isnan().sum())} of them nan: an interval "
-            "needs 2 or more, none of them nan (rank_correlation gives nan for a constant map)"
-        )
-    values = values.double()
-    mean, error = values.mean().item(), (values.std() / len(values) ** 0.5).item()
-    return mean, mean - 1.96 * error, mean + 1.96 * error

@@ -144,9 +144,10 @@ class VisionTransformer(nn.Module):
         if global_pool not in ("token", "avg"):
             raise ValueError(f'global_pool is {global_pool!r}: choose "token" or "avg"')
         self.patch_embed = PatchEmbedding(img_size, patch_size, in_chans, embed_dim)
-        N, has_token = self.patch_embed.num_patches, global_pool == "token"
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if has_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, N + has_token, embed_dim))
+        N, prefix = self.patch_embed.num_patches, int(global_pool == "token")
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if prefix else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, N + prefix, embed_dim))
+        self.num_prefix_tokens = prefix  # the tokens before those of the patches
         self.pos_drop = nn.Dropout(drop_rate)
         block = (embed_dim, num_heads, mlp_ratio, drop_rate, norm_eps)
         self.blocks = nn.Sequential(*[EncoderBlock(*block) for _ in range(depth)])
@@ -169,6 +170,10 @@ class VisionTransformer(nn.Module):
         x = self.forward_features(x)  # (B, N+1, D)
         y = x.mean(dim=1) if self.cls_token is None else x[:, 0]  # equation 4: (B, D)
         return self.head(self.pre_logits(y))  # (B, K)
+
+    def no_weight_decay(self):
+        """Names of the parameters that are no matrices, so that weight decay leaves them alone."""
+        return {"cls_token", "pos_embed"}
 
 
 @torch.no_grad()

@@ -1,9 +1,6 @@
 """Train a ViT: one loop for a notebook, for a terminal and for several processes.
 
-    python -m helpers.training                                   # digits, about ten seconds
-    python -m helpers.training --data fashion-mnist --epochs 5
-    python -m helpers.training --data path/to/photos --patch-size 8
-    torchrun --nproc-per-node=2 -m helpers.training --run-dir runs/digits --resume
+    history = fit(model, data, TrainConfig(epochs=5))     # python -m helpers.train does the same
 
 AdamW with decoupled weight decay, linear warm-up and cosine decay, gradient clipping at norm 1,
 label smoothing, small random changes to the training images. Loss and accuracy are counted over
@@ -20,19 +17,18 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from helpers.augmentation import augment, normalize
-from helpers.batches import pictures, training_batches
-from helpers.checkpoints import load_checkpoint, save_checkpoint
+from helpers.augmentation import EMA, Rows, augment, averaged, drop_path, erase, mix, normalize
 from helpers.data import ImageData, Split
-from helpers.distributed import distribute, my_part, rank, sum_over_processes, world_size
-from helpers.regularization import EMA, averaged, drop_path
-from helpers.run_folder import RunFolder
-
-__all__ = [
-    "EpochRecord", "History", "TrainConfig", "augment", "choose_device", "choose_precision",
-    "evaluate", "fit", "learning_rate", "load_checkpoint", "normalize", "parameter_groups",
-    "predict", "save_checkpoint", "train_step",
-]  # fmt: skip
+from helpers.scale.devices import choose_device, choose_precision
+from helpers.scale.distributed import (
+    compile_ahead,
+    distribute,
+    my_part,
+    rank,
+    sum_over_processes,
+    world_size,
+)
+from helpers.scale.run_folder import RunFolder
 
 
 @dataclass
@@ -61,7 +57,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile the training step's model
     fsdp: bool = False  # cut the weights into one share a process (torchrun)
     workers: int = 0  # processes that decode pictures, where they are streamed from files
-    run_dir: str | None = None  # a folder for all that a run leaves; see helpers/run_folder.py
+    run_dir: str | None = None  # a folder for what a run leaves: helpers/scale/run_folder.py
     resume: bool = False  # go on from run_dir's newest whole state, if there is one
     tensorboard: bool = False  # write run_dir/tensorboard as well
 
@@ -95,38 +91,6 @@ class History:
     interrupted: bool = False
 
 
-def choose_device(name="auto"):
-    """The torch.device called name; "auto" is cuda, then mps, then cpu."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def choose_precision(name, device, width):
-    """ "float32" or "bfloat16". "auto" takes bfloat16 where it was measured to be faster.
-
-    That is on GPUs that multiply it, and on CPUs that do if tokens are at least 128 wide: below
-    that, a step on a CPU is spent on other things than products. ValueError for another name.
-    """
-    if name not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f'precision is {name!r}: choose "auto", "float32" or "bfloat16"')
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        pays = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        pays = device.type == "cpu" and width >= 128 and cpu_multiplies_bfloat16()
-    return "bfloat16" if pays else "float32"
-
-
-def cpu_multiplies_bfloat16():
-    """Whether this CPU has instructions for it; False with a torch too old to tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 def learning_rate(step, steps, config):
     """The learning rate of a step counted from 0: a line up to config.lr, then a cosine to 0."""
     warmup_steps = max(1, round(config.warmup * steps))
@@ -137,11 +101,14 @@ def learning_rate(step, steps, config):
 
 
 def parameter_groups(model, weight_decay):
-    """Two groups for AdamW: matrices decay; norms, biases, positions and the class token do not."""
+    """Two groups for AdamW: matrices decay; norms, biases and what a model exempts do not.
+
+    A ViT says by no_weight_decay() which parameters are no matrices: positions and class token.
+    """
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        decays = parameter.ndim > 1 and not {"pos_embed", "cls_token"} & set(name.split("."))
-        groups[decays].append(parameter)
+        groups[parameter.ndim > 1 and not exempt & set(name.split("."))].append(parameter)
     return [
         {"params": groups[True], "weight_decay": weight_decay},
         {"params": groups[False], "weight_decay": 0.0},
@@ -161,23 +128,23 @@ def predict(model, data, images, batch_size=512):
         model.train(was_training)
 
 
-def evaluate(model, data, split="test", workers=0, batch_size=512):
+def evaluate(model, data, split="test", workers=0, batch_size=512, read=None):
     """(loss, accuracy) on a split of data, "train", "validation" or "test", over its samples.
 
-    With several processes each looks at its part, and all get the result of the whole.
-    ValueError if that split is empty.
+    With several processes each looks at its part, and all get the result of the whole. read: the
+    split's reader, where it is open already. ValueError if that split is empty.
     """
     chosen = getattr(data, split)
     if not len(chosen):
         raise ValueError(
             f"the {split} split of {data.name} is empty: load it with {split}=0.1, say"
         )
+    read = read or chosen.reader(torch.device("cpu"), workers=workers)
     sums = torch.zeros(2, dtype=torch.float64)
     batches = torch.arange(len(chosen)).split(batch_size * world_size())
     parts = [my_part(len(batch)) for batch in batches]
     mine = [batch[part.start : part.stop] for batch, part in zip(batches, parts, strict=True)]
-    images = pictures(chosen, mine, torch.device("cpu"), workers=workers)
-    for part, (x, y) in zip(parts, images, strict=True):
+    for part, (x, y) in zip(parts, read(mine), strict=True):
         logits = predict(model, data, x, batch_size)
         if part.counts:
             loss = F.cross_entropy(logits, y, reduction="sum")
@@ -186,21 +153,71 @@ def evaluate(model, data, split="test", workers=0, batch_size=512):
     return loss, accuracy
 
 
-def train_step(model, x, y, optimizer, config, precision, scale=1.0):
+# Training: a step, the batches of an epoch, an epoch, a run
+
+
+def train_step(model, x, y, optimizer, config, precision, weight=1.0):
     """One step of the optimizer on images x (B, C, H, W), labels y: (B,), or (B, K) if mixed.
 
-    scale weighs the loss: B over what it would be if the processes shared the batch evenly.
-    Returns a tensor (2,) on x's device: the loss summed over the batch, how many were right.
+    weight: of the loss, see training_batches. Returns a tensor (2,) on x's device: the loss summed
+    over the batch, how many were right.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(x)  # (B, K)
         loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
     optimizer.zero_grad()
-    (loss * scale).backward()
+    (loss * weight).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()
     right = (logits.argmax(1) == (y.argmax(1) if y.ndim == 2 else y)).sum()
     return torch.stack([loss.detach().float() * len(y), right])
+
+
+def training_batches(data, config, generator, read):
+    """One epoch of data.train: (images (b, C, H, W) ready for the model, labels, weight).
+
+    read: the split's reader. The order is drawn for all processes; each takes its part of every
+    batch, and weighs its loss by b over what it would be if all had the same share (0 where a batch
+    is too small for all): with one process, 1.
+    """
+    order = torch.randperm(len(data.train), generator=generator)
+    in_memory, seed = isinstance(data.train, Split), None
+    if not in_memory:  # pictures in files are changed where they are decoded
+        seed = torch.randint(2**31, (), generator=generator).item()
+    batches = order.split(config.batch_size)
+    parts = [my_part(len(batch)) for batch in batches]
+    mine = [batch[part.start : part.stop] for batch, part in zip(batches, parts, strict=True)]
+    for part, (x, y) in zip(parts, read(mine, seed), strict=True):
+        rows = Rows(generator, part.total, part.start, part.stop)
+        if in_memory:
+            x = augment(x, config, data.flip, rows)
+        x = normalize(x, data)
+        if config.erase:
+            x = erase(x, config, rows)
+        if config.mixup or config.cutmix:
+            x, y = mix(x, y, len(data.classes), config, rows)
+        yield x, y, part.counts * len(y) * world_size() / part.total
+
+
+def train_epoch(model, batches, optimizer, config, precision, step, steps, ema=None, done=None):
+    """Notebook 10's loop over the batches of one epoch -> tensor (2,): summed loss, right answers.
+
+    step: the number of the first of them, of steps in the whole run; done is called after each.
+    """
+    sums = 0
+    for x, y, weight in batches:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, config)
+        sums = sums + train_step(model, x, y, optimizer, config, precision, weight) * (weight > 0)
+        if ema:
+            ema.update()
+        if step % 50 == 0:
+            check_finite(sums[0].item(), step, config)
+        step += 1
+        if done:
+            done()
+    check_finite(sums[0].item(), step - 1, config)
+    return sums
 
 
 def fit(
@@ -222,57 +239,38 @@ def fit(
     run in run_dir is another one.
     """
     config = config or TrainConfig()
-    if getattr(model.head, "out_features", 0) != len(data.classes):
-        raise ValueError(
-            f"the model's head is {model.head} and {data.name} has {len(data.classes)} classes: "
-            f"build the model with num_classes={len(data.classes)}"
-        )
+    check_head(model, data)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device, model.head.in_features)
     history = History(device=str(device), precision=precision)
     model.to(device)
-    shared = distribute(model, config.fsdp)
+    shared = distribute(model, config.fsdp)  # what a step calls: with one process, the model
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), fused=True)
     ema = EMA(model, config.ema) if config.ema else None
     generator = torch.Generator().manual_seed(config.seed)  # order, augmentation: for all processes
-    batches = math.ceil(len(data.train) / config.batch_size)
     folder = RunFolder(model, optimizer, ema, generator, data, config, precision, facts)
-    split = data.train
-    if isinstance(split, Split):
-        split = Split(split.images.to(device), split.labels.to(device))
-
-    bar = tqdm(total=config.epochs * batches, unit="step", dynamic_ncols=True,
-               disable=True if rank() else None)  # None: on a terminal alone  # fmt: skip
-    with drop_path(model, config.drop_path), contextlib.closing(bar):
+    read = data.train.reader(device, train=True, flip=data.flip, workers=config.workers)
+    look = data.validation.reader(torch.device("cpu"), workers=config.workers)
+    each = math.ceil(len(data.train) / config.batch_size)  # steps an epoch
+    with drop_path(model, config.drop_path), progress(config.epochs * each) as bar:
         if config.compile:
-            shared, history.compile_seconds = compiled(model, shared, data, config, precision)
+            shared, history.compile_seconds = compile_ahead(model, shared, data, config, precision)
         torch.manual_seed(config.seed + rank())  # dropout and drop-path
-        done = folder.start()
-        history.epochs = [EpochRecord(**record) for record in done]
-        step = len(done) * batches
-        bar.update(step)
-        start = time.perf_counter() - (done[-1]["seconds"] if done else 0)
+        history.epochs = [EpochRecord(**record) for record in folder.start()]  # if it is resumed
+        first = len(history.epochs) + 1
+        bar.update((first - 1) * each)
+        start = time.perf_counter() - (history.epochs[-1].seconds if history.epochs else 0)
         try:
-            for epoch in range(len(done) + 1, config.epochs + 1):
+            for epoch in range(first, config.epochs + 1):
                 model.train()
-                sums = torch.zeros(2, device=device)
-                for x, y, part in training_batches(split, data, config, generator, device):
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(step, config.epochs * batches, config)
-                    scale = part.counts * len(y) * world_size() / part.total
-                    step_sums = train_step(shared, x, y, optimizer, config, precision, scale)
-                    sums += step_sums * part.counts
-                    if ema:
-                        ema.update()
-                    if step % 50 == 0:
-                        check_finite(sums[0].item(), step, config)
-                    step += 1
-                    bar.update()
-                check_finite(sums[0].item(), step - 1, config)
+                sums = train_epoch(
+                    shared, training_batches(data, config, generator, read), optimizer, config,
+                    precision, (epoch - 1) * each, config.epochs * each, ema, bar.update,
+                )  # fmt: skip
                 train = (sum_over_processes(sums) / len(data.train)).tolist()
                 seconds = time.perf_counter() - start
                 with averaged(ema):
-                    validation = evaluate(model, data, "validation", config.workers)
+                    validation = evaluate(model, data, "validation", read=look)
                 record = EpochRecord(epoch, *train, *validation, seconds)
                 history.epochs.append(record)
                 bar.set_description(f"epoch {epoch}, validation {record.validation_accuracy:.1%}")
@@ -289,22 +287,19 @@ def fit(
     return history
 
 
-def compiled(model, shared, data, config, precision):
-    """(shared after torch.compile, seconds): for both batch sizes of an epoch, ahead of it."""
-    start = time.perf_counter()
-    fast, device = torch.compile(shared, dynamic=False), next(model.parameters()).device
-    model.train()
-    whole, rest = divmod(len(data.train), config.batch_size)
-    for total in [config.batch_size] * bool(whole) + [rest] * bool(rest):
-        part = my_part(total)
-        x = torch.zeros(part.stop - part.start, *data.train.image_shape, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = fast(x)
-        logits.float().sum().backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    model.zero_grad()
-    return fast, time.perf_counter() - start
+def progress(steps):
+    """A bar that counts steps, on the terminal of the first process alone."""
+    hidden = True if rank() else None  # None: shown on a terminal, nowhere else
+    return contextlib.closing(tqdm(total=steps, unit="step", dynamic_ncols=True, disable=hidden))
+
+
+def check_head(model, data):
+    """ValueError unless the model's head has one logit for each class."""
+    if getattr(model.head, "out_features", 0) != len(data.classes):
+        raise ValueError(
+            f"the model's head is {model.head} and {data.name} has {len(data.classes)} classes: "
+            f"build the model with num_classes={len(data.classes)}"
+        )
 
 
 def check_finite(loss, step, config):
@@ -314,9 +309,3 @@ def check_finite(loss, step, config):
             f"the loss became {loss} by step {step + 1}: try a smaller lr than {config.lr}, or a "
             f"longer warm-up than {config.warmup}; a checkpoint that was saved before stays"
         )
-
-
-if __name__ == "__main__":
-    from helpers.command_line import main
-
-    main()

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from helpers import augmentation
-from helpers.augmentation import GROUP, Part, augment, erase, mix, normalize
+from helpers.augmentation import GROUP, augment, erase, mix, normalize
 from helpers.data import load
 from helpers.plotting import sample_photo
+from helpers.scale.distributed import Part
 from helpers.training import TrainConfig
 
 

@@ -1,4 +1,4 @@
-"""helpers/bill.py and helpers/bill_charts.py: counts and structure, never times."""
+"""lab/cost.py and pictures/cost_charts.py: counts and structure, never times."""
 
 import json
 
@@ -11,8 +11,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from helpers import bill, bill_charts, speed  # noqa: E402
-from helpers.model import EncoderBlock, VisionTransformer, attention  # noqa: E402
+from helpers.model import EncoderBlock, VisionTransformer, attention
+from lab import cost, speed
+from pictures import cost_charts
 from tests.test_plotting import artists, assert_nothing_outside  # noqa: E402
 
 
@@ -223,7 +224,7 @@ def test_a_crossing_is_where_it_stays_above():
 def test_what_is_recorded_can_be_written_down():
     for function, arguments in bill.POINTS.values():
         assert json.loads(json.dumps(arguments)) == arguments
-        assert callable(getattr(bill, function.removeprefix("helpers.bill.")))
+        assert callable(getattr(bill, function.removeprefix("lab.cost.")))
     for N, D, batch in (size for how in bill.SWEEPS.values() for size in how["sizes"]):
         assert batch >= 1 and D % bill.HEAD == 0 and N >= 1
     for D in (64, 192):

@@ -1,4 +1,4 @@
-"""helpers/checkpoints.py and helpers/run_folder.py: what a run leaves, and going on from it."""
+"""helpers/checkpoints.py and helpers/scale/run_folder.py: what a run leaves, and going on from it."""
 
 import csv
 import dataclasses
@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from helpers import checkpoints
-from helpers.checkpoints import load_checkpoint, newest_state, save_checkpoint, states, whole_file
+from helpers.checkpoints import load_checkpoint, save_checkpoint, whole_file
 from helpers.data import Split, load
 from helpers.model import MLP, VisionTransformer
+from helpers.scale.states import newest_state, states
 from helpers.training import TrainConfig, evaluate, fit, predict
 from tests.peers import randomize
 

@@ -1,13 +1,13 @@
-"""helpers/comparisons.py: what counts as a difference, and how it is printed."""
+"""lab/gaps.py: what counts as a difference, and how it is printed."""
 
 import json
 
 import pytest
 import torch
 
-import helpers.comparisons as comparisons
-import helpers.trials as trials
-from helpers.comparisons import Gap, by_numbers, compare, recorded, steps, table
+import lab.gaps as comparisons
+import lab.trials as trials
+from lab.gaps import Gap, by_numbers, compare, recorded, steps, table
 
 
 def a_record(*test, lr=0.003, images=400):

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import distributed, training
+from helpers import training
 from helpers.data import Split, load
-from helpers.distributed import my_part
+from helpers.scale import distributed
+from helpers.scale.distributed import my_part
 from tests.peers import small_vit
 
 ROOT = Path(__file__).resolve().parents[1]

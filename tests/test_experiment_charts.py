@@ -1,10 +1,10 @@
-"""helpers/experiment_charts.py: every seed is drawn, at its place, and bad input is named."""
+"""pictures/experiment_charts.py: every seed is drawn, at its place, and bad input is named."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from helpers.experiment_charts import by_size, parts_table, seed_dots, seed_lines, tick_step
+from pictures.experiment_charts import by_size, parts_table, seed_dots, seed_lines, tick_step
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""helpers/explorer.py: its numbers are the model's, and in a browser it does what it says."""
+"""pictures/explorer.py: its numbers are the model's, and in a browser it does what it says."""
 
 import base64
 import json
@@ -21,11 +21,11 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from helpers import explorer as module
 from helpers.augmentation import normalize
-from helpers.explorer import explorer
 from helpers.inspection import attention_maps, attention_rollout
 from helpers.model import VisionTransformer
+from pictures import explorer as module
+from pictures.explorer import explorer
 from tests.notebook_rules import DEBRIS, MACHINE, REMOTE, ROOT
 
 BUILD = """
@@ -227,7 +227,7 @@ def executed(tmp_path_factory, chromium):
     """(executed notebook with two explorers, its path)."""
     cells = [
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{BUILD}",
-        f"from helpers.explorer import explorer\nexplorer(build('token'), images, data, {TITLES})",
+        f"from pictures.explorer import explorer\nexplorer(build('token'), images, data, {TITLES})",
         "explorer(build('avg'), images, data)",
     ]
     notebook = nbformat.v4.new_notebook()

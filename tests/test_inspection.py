@@ -12,15 +12,13 @@ from helpers.inspection import (
     attention_rollout,
     embedding_components,
     linear_cka,
-    mean_and_interval,
-    occlusion_drop,
     position_similarity,
-    rank_correlation,
     similarity_by_depth,
     token_similarity,
     tokens_after_each_block,
 )
 from helpers.model import VisionTransformer
+from lab.questions import mean_and_interval, occlusion_drop, rank_correlation
 from tests.peers import images, small_vit
 
 

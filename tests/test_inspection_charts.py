@@ -1,4 +1,4 @@
-"""helpers/inspection_charts.py: what the pictures must hold."""
+"""pictures/inspection_charts.py: what the pictures must hold."""
 
 import matplotlib
 import numpy as np
@@ -9,11 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from helpers.inspection_charts import (  # noqa: E402
-    accuracy_panels,
-    head_distances,
-    masks_over_images,
-)
+from pictures.inspection_charts import accuracy_panels, head_distances, masks_over_images
 
 pytestmark = pytest.mark.filterwarnings(
     "error::UserWarning", "error::RuntimeWarning", "ignore::DeprecationWarning"

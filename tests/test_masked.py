@@ -1,4 +1,4 @@
-"""helpers/masked.py: masked patch prediction."""
+"""lab/masked_patches.py: masked patch prediction."""
 
 import dataclasses
 import json
@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import helpers.masked as masked
+import lab.masked_patches as masked
+from helpers.augmentation import normalize
 from helpers.data import Split, load
-from helpers.masked import (
+from helpers.model import VisionTransformer
+from lab.masked_patches import (
     INTACT,
     KEPT,
     MASKED,
@@ -24,8 +26,6 @@ from helpers.masked import (
     patch_targets,
     pretrain,
 )
-from helpers.model import VisionTransformer
-from helpers.training import normalize
 from tests.peers import randomize
 
 
@@ -351,6 +351,6 @@ def test_points_are_arguments_that_the_function_takes():
     import inspect
 
     for function, arguments in masked.POINTS.values():
-        assert function == "helpers.masked.few_labels"
+        assert function == "lab.masked_patches.few_labels"
         assert json.loads(json.dumps(arguments)) == arguments
         inspect.signature(few_labels).bind(**arguments)

@@ -1,4 +1,4 @@
-"""helpers/plotting.py and helpers/animation.py: what the pictures must hold."""
+"""helpers/plotting.py and pictures/animation.py: what the pictures must hold."""
 
 from types import SimpleNamespace
 
@@ -14,11 +14,12 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from helpers import animation, charts, figure_1, plotting  # noqa: E402
-from helpers.figure_1 import PARTS  # noqa: E402
-from helpers.inspection import attention_maps  # noqa: E402
-from helpers.model import VisionTransformer  # noqa: E402
-from helpers.plotting import COLORS  # noqa: E402
+from helpers import plotting
+from helpers.inspection import attention_maps
+from helpers.model import VisionTransformer
+from helpers.plotting import COLORS
+from pictures import animation, figure_1
+from pictures.figure_1 import PARTS
 
 # Glyphs that are missing, layouts that fail: but no matter what a library deprecates in another.
 pytestmark = pytest.mark.filterwarnings(

@@ -1,4 +1,4 @@
-"""helpers/probes.py: the same training for all, validation decides, the test images come last."""
+"""lab/task_trials.py: the same training for all, validation decides, the test images come last."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import probes
-from helpers.probes import PROBES, SETTINGS, build, probe
-from helpers.tasks import PARTS, TASKS, make_task
+from lab import task_trials
+from lab.parts import PARTS
+from lab.task_trials import POINTS, SETTINGS, task_trial
+from lab.tasks import TASKS, make_task
+from lab.trials import build
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def test_every_point_is_a_model_of_its_own():
     """All points of PROBES can be built, and a removal changes the answers."""
     seen = {}
     for name, (function, arguments) in PROBES.items():
-        assert function == "helpers.probes.probe" and json.loads(json.dumps(arguments)) == arguments
+        assert function == "lab.task_trials.probe" and json.loads(json.dumps(arguments)) == arguments
         data = make_task(SETTINGS[arguments["task"]].task, 8, 8)
         removed = arguments["removed"] or ()
         removed = [removed] if isinstance(removed, str) else removed

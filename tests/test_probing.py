@@ -1,4 +1,4 @@
-"""helpers/probing.py and helpers/cnn.py: what a model knows, and what it can do without."""
+"""lab/questions.py and lab/cnn.py: what a model knows, and what it can do without."""
 
 import ast
 import copy
@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.cnn import SmallCNN
+from helpers.augmentation import normalize
 from helpers.data import ImageData, Split, load
 from helpers.inspection import tokens_after_each_block
 from helpers.model import VisionTransformer
-from helpers.probing import (
+from helpers.training import TrainConfig, fit, predict
+from lab.cnn import SmallCNN
+from lab.questions import (
     REMOVABLE,
     accuracy,
     accuracy_under,
@@ -31,7 +33,6 @@ from helpers.probing import (
     shift,
     shuffle_patches,
 )
-from helpers.training import TrainConfig, fit, normalize, predict
 from tests.peers import randomize
 
 CHANGES = {"shift": (shift, 1), "noise": (add_noise, 0.2), "square": (cover_square, 2),

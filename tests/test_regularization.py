@@ -1,10 +1,10 @@
-"""helpers/regularization.py: drop-path, and the running mean of the weights."""
+"""helpers/augmentation.py: drop-path, and the running mean of the weights."""
 
 import torch
 from timm.layers import drop_path as timm_drop_path
 
+from helpers.augmentation import EMA, averaged, drop_path
 from helpers.model import VisionTransformer
-from helpers.regularization import EMA, averaged, drop_path
 from tests.peers import randomize
 
 SIZE = dict(img_size=8, patch_size=4, in_chans=1, num_classes=3, embed_dim=8, num_heads=2)

@@ -1,4 +1,4 @@
-"""helpers/speed.py, helpers/speed_charts.py and benchmarks/gpu.py, on a CPU and all tiny."""
+"""lab/speed.py, pictures/speed_charts.py and benchmarks/gpu.py, on a CPU and all tiny."""
 
 import json
 import math
@@ -16,10 +16,12 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from helpers import speed, speed_charts, training  # noqa: E402
-from helpers.data import Split, load  # noqa: E402
-from helpers.model import VisionTransformer, create_vit  # noqa: E402
-from helpers.training import TrainConfig, fit  # noqa: E402
+from helpers import training
+from helpers.data import Split, load
+from helpers.model import VisionTransformer, create_vit
+from helpers.training import TrainConfig, fit
+from lab import speed
+from pictures import speed_charts
 from tests.notebook_rules import ROOT  # noqa: E402
 from tests.test_plotting import artists, assert_nothing_outside  # noqa: E402
 

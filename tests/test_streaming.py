@@ -1,4 +1,4 @@
-"""helpers/streaming.py: folders of pictures that are decoded when they are needed."""
+"""helpers/scale/streaming.py: folders of pictures that are decoded when they are needed."""
 
 import multiprocessing
 import os
@@ -12,9 +12,10 @@ import torch
 from nbformat import v4
 from PIL import Image
 
-from helpers import folder, streaming
+from helpers import folder
 from helpers.data import load
-from helpers.streaming import FileSplit, images_per_second, load_streaming, loader
+from helpers.scale import streaming
+from helpers.scale.streaming import FileSplit, images_per_second, load_streaming, loader
 
 REAL = os.environ.get("VIT_DATA")
 S = 24
@@ -349,7 +350,7 @@ def test_workers_in_a_notebook(split, tmp_path):
 import sys
 sys.path.insert(0, {str(Path(streaming.__file__).parents[1])!r})
 import torch
-from helpers.streaming import load_streaming, loader
+from helpers.scale.streaming import load_streaming, loader
 data = load_streaming({str(split.paths[0].parents[1])!r}, img_size={S}, validation=0, test=0)
 [(images, labels)] = loader(data.train, [[0, 7]], train=True, workers=1)
 print(torch.equal(images, torch.load("expected.pt")))

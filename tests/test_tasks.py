@@ -1,4 +1,4 @@
-"""helpers/tasks.py: the labels follow from the pixels, and a part that is removed adds nothing."""
+"""lab/tasks.py: the labels follow from the pixels, and a part that is removed adds nothing."""
 
 import itertools
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from helpers.model import VisionTransformer
-from helpers.tasks import PARTS, TASKS, make_task, without
+from lab.parts import PARTS, without
+from lab.tasks import TASKS, make_task
 
 
 def white(images, P):

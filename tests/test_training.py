@@ -17,23 +17,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import helpers.training as training
-from helpers import command_line
+from helpers import train
+from helpers.augmentation import normalize
+from helpers.checkpoints import load_checkpoint
 from helpers.data import ImageData, Split, load
 from helpers.model import VisionTransformer
 from helpers.plotting import sample_photo
 from helpers.recipes import RECIPES, recipe
-from helpers.streaming import load_streaming
-from helpers.training import (
-    TrainConfig,
-    choose_precision,
-    evaluate,
-    fit,
-    learning_rate,
-    load_checkpoint,
-    normalize,
-    parameter_groups,
-    predict,
-)
+from helpers.scale.devices import choose_precision
+from helpers.scale.streaming import load_streaming
+from helpers.training import TrainConfig, evaluate, fit, learning_rate, parameter_groups, predict
 from tests.peers import randomize
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""helpers/trials.py: what is tried, what is chosen, what the test images see, and when."""
+"""lab/trials.py: what is tried, what is chosen, what the test images see, and when."""
 
 import json
 from dataclasses import replace
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torchinfo import summary
 
-import helpers.trials as trials
-from helpers.cnn import SmallResNet
+import lab.trials as trials
 from helpers.data import load
-from helpers.trials import build, images_of, in_one_order, records, size_of, some_of_each, trial
+from lab.cnn import SmallResNet
+from lab.trials import build, images_of, in_one_order, records, size_of, some_of_each, trial
 
 SMALL = dict(model=dict(embed_dim=8, depth=1, num_heads=2), steps=24, lrs=(1e-4, 3e-3))
 

@@ -1,4 +1,4 @@
-"""helpers/variants.py: each change does what it says and leaves the rest alone."""
+"""lab/parts.py: each change does what it says and leaves the rest alone."""
 
 import ast
 import inspect
@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers.model import VisionTransformer
 from helpers.training import parameter_groups
-from helpers.variants import CHANGES, Waves, sine_positions, sine_positions_2d, vary
+from lab.parts import REPLACEMENTS, Waves, replace_part, sine_positions, sine_positions_2d
 from tests.notebook_rules import ROOT, code_cells, syntax
 
 SIZES = dict(img_size=(8, 12), patch_size=4, in_chans=1, num_classes=3, embed_dim=16, depth=3,

@@ -17,7 +17,6 @@ from torchvision.models import vision_transformer as torchvision_vit
 from helpers.checkpoints import load_checkpoint, save_checkpoint
 from helpers.data import load
 from helpers.model import VisionTransformer, create_vit
-from helpers.weight_names import LAYOUTS, REFUSED
 from helpers.weights import (
     Report,
     load_pretrained,
@@ -26,6 +25,7 @@ from helpers.weights import (
     to_timm,
     to_torchvision,
 )
+from helpers.weights.names import LAYOUTS, REFUSED
 from tests.peers import SMALL, images, randomize, small_vit
 
 close = torch.testing.assert_close

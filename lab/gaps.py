@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from helpers.trials import records
+from lab.trials import records
 
 
 def recorded(data, *experiments):

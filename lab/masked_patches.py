@@ -1,7 +1,7 @@
 """Learning without labels: masked patch prediction, appendix B.1.2 of the paper.
 
     data = images_of("digits")
-    model = build(data, "digits", {}, None, seed=0)
+    model = build(data, sizes_of("digits", {}))
     curve, guesser = pretrain(model, data, steps=600)  # looks at data.train's images alone
     held_out_guesses(model, guesser, data, data.validation.images)
 
@@ -21,18 +21,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.augmentation import normalize
-from helpers.batches import pictures
 from helpers.data import Split
 from helpers.inspection import visiting
-from helpers.training import (
-    TrainConfig,
-    check_finite,
-    evaluate,
-    fit,
-    learning_rate,
-    parameter_groups,
+from helpers.training import TrainConfig, check_finite, evaluate, learning_rate, parameter_groups
+from lab.trials import (
+    LEARNING_RATES,
+    PLAIN,
+    build,
+    images_of,
+    sizes_of,
+    some_of_each,
+    tune,
+    validated,
 )
-from helpers.trials import LEARNING_RATES, PLAIN, build, images_of, some_of_each
 
 INTACT, MASKED, SWAPPED, KEPT = range(4)  # what happens to a patch; the last three are guessed
 LEVELS = 8  # 3 bits
@@ -83,7 +84,7 @@ class Guesser(nn.Module):
         """Images x, normalised, corrupted as kinds and other say -> logits (B, N, 8^C)."""
         with corrupted(model, self.mask, kinds, other):
             tokens = model.forward_features(x)  # (B, N+1, D)
-        return self.head(tokens[:, int(model.cls_token is not None) :])
+        return self.head(tokens[:, model.num_prefix_tokens :])
 
 
 def draw_corruption(B, N, generator):
@@ -138,8 +139,8 @@ def pretrain(model, data, steps, lr=3e-3, weight_decay=0.1, batch_size=64, seed=
     model.train()
     curve, sums = [], torch.zeros(3)
     batches = batches_without_end(len(data.train), batch_size, generator)
-    images = pictures(data.train, itertools.islice(batches, steps), device)
-    for step, (x, _) in enumerate(images):
+    read = data.train.reader(device, train=False)
+    for step, (x, _) in enumerate(read(list(itertools.islice(batches, steps)))):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, config)
         kinds, other = draw_corruption(len(x), model.patch_embed.num_patches, generator)
@@ -238,7 +239,7 @@ def few_labels(data, labels, pretrain_steps, steps, seed, lrs=LEARNING_RATES, mo
     and test, accuracies 0..1.
     """
     whole = images_of(data)
-    scratch = build(whole, data, model or {}, None, seed)
+    scratch = build(whole, sizes_of(data, model or {}), seed=seed)
     pretrained = copy.deepcopy(scratch)
     curve, guesser = pretrain(pretrained, whole, pretrain_steps, pretrain_lr, seed=seed)
     guesses = held_out_guesses(pretrained, guesser, whole, whole.validation.images)
@@ -247,12 +248,11 @@ def few_labels(data, labels, pretrain_steps, steps, seed, lrs=LEARNING_RATES, mo
         few = some_of_each(whole.train, count * len(whole.classes), len(whole.classes), seed)
         for side, start in (("scratch", scratch), ("pretrained", pretrained)):
             runs = {lr: fine_tune(start, whole, few, steps, lr, seed) for lr in lrs}
-            tried = {lr: validation for lr, (_, validation) in runs.items()}
-            lr = max(tried, key=tried.get)
+            lr, tried = tune(lambda lr, runs=runs: [runs[lr][1]], lrs)
             result[side][str(count)] = {
                 "lr": lr,
-                "tried": {f"{lr:g}": validation for lr, validation in tried.items()},
-                "validation": tried[lr],
+                "tried": {rate: validation for rate, (validation,) in tried.items()},
+                "validation": runs[lr][1],
                 "test": evaluate(runs[lr][0], whole, "test")[1],
             }
     splits = {"train": whole.train, "validation": whole.validation, "test": whole.test}
@@ -267,20 +267,14 @@ def fine_tune(start, data, few, steps, lr, seed):
     copies = -(-64 * steps // len(few))
     train = Split(few.images.repeat(copies, 1, 1, 1), few.labels.repeat(copies))
     train = Split(train.images[: 64 * steps], train.labels[: 64 * steps])
-    model = copy.deepcopy(start)
-    config = TrainConfig(epochs=1, batch_size=64, lr=lr, seed=seed, device="cpu",
-                         precision="float32", **PLAIN)  # fmt: skip
-    unseen = replace(data, train=train, test=few)  # the test images stay out of fit
-    try:
-        return model, fit(model, unseen, config).epochs[-1].validation_accuracy
-    except FloatingPointError:
-        return model, 0.0
+    model, data = copy.deepcopy(start), replace(data, train=train)
+    return model, validated(model, data, epochs=1, batch_size=64, lr=lr, seed=seed, **PLAIN)
 
 
 FASHION = dict(data="fashion-mnist", labels=[5, 20, 100], pretrain_steps=2000, steps=300)
 DIGITS = dict(data="digits", labels=[2, 5, 20], pretrain_steps=1000, steps=200)
 POINTS = {
-    f"{label}_seed_{seed}": ("helpers.masked.few_labels", how | dict(seed=seed))
+    f"{label}_seed_{seed}": ("lab.masked_patches.few_labels", how | dict(seed=seed))
     for label, how, seeds in (("fashion", FASHION, range(3)), ("digits", DIGITS, range(5)))
     for seed in seeds
 }

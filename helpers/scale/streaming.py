@@ -1,8 +1,7 @@
 """Pictures that do not fit into memory: decoded from their files while training goes on.
 
     data = load_streaming("imagenet")                       # lists the files, opens nearly none
-    for images, labels in loader(data.train, batches, train=True, seed=epoch, workers=8):
-        ...                                                 # uint8 (b, 3, 224, 224), int64 (b,)
+    fit(model, data, TrainConfig(workers=8))                # as with data from helpers.data.load
 
 What happens to a picture depends on the seed and on its number in the split, and on nothing else:
 not on the batch that it is in, nor on how many workers or processes share the work.
@@ -10,9 +9,8 @@ not on the batch that it is in, nor on how many workers or processes share the w
 
 import math
 import multiprocessing
-import os
 import sys
-import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +21,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from helpers.augmentation import send
 from helpers.data import (
-    DATA_FOLDER,
     NAMED,
     ImageData,
-    _check_classes,
-    _cut,
-    _known_name,
+    check_numbers,
+    known_name,
     mean_and_std,
+    places_of,
+    three_parts,
 )
 from helpers.folder import Files, check_present, find, list_folder, pixels, upright
 
@@ -58,6 +57,44 @@ class FileSplit:
         """(C, H, W)"""
         return 3, self.img_size, self.img_size
 
+    def reader(
+        self, device: torch.device, train: bool = False, flip: bool = True, workers: int = 0
+    ) -> Callable[..., Iterator]:
+        """read(numbers, seed): uint8 images (b, 3, S, S) and labels (b,) on device, S = img_size.
+
+        numbers: a list of tensors of numbers into this split, a batch each.
+        train: a random crop, mirrored half the time unless flip is False, and one random change of
+            colour or shape; otherwise the shorter side becomes S * 256 / 224, the centre is cut.
+        seed: of the random numbers, together with a picture's number. Give each epoch another one.
+        workers: processes that decode ahead, beside this one, for as long as the reader lives. 0:
+            decode here, one batch at a time. They hand batches over in shared memory: two each, so
+            a container needs room in /dev/shm.
+
+        Reading raises ValueError, which names the file, at a batch with a broken picture. A program
+        that uses workers needs `if __name__ == "__main__":` around it; a notebook does not.
+        """
+        wanted = _Wanted()
+        loader = DataLoader(
+            _Pictures(self, train, flip),
+            batch_sampler=wanted,
+            collate_fn=_collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context=_context() if workers else None,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # else it draws a number from the caller's
+        )
+
+        def read(numbers, seed=0):
+            wanted.numbers, wanted.seed = numbers, seed
+            for batch in loader:
+                if isinstance(batch, Exception):  # raised in a worker, a traceback would hide it
+                    raise batch
+                images, labels = batch
+                yield send(images, device), send(labels, device)
+
+        return read
+
 
 # From a folder to three splits of files
 
@@ -80,15 +117,9 @@ def load_streaming(
 
     Raises load's errors, and ValueError for a data set that is no folder of pictures.
     """
-    if img_size < 1:
-        raise ValueError(f"img_size is {img_size}; it needs to be a number of pixels, 1 or more.")
-    for share, value in (("validation", validation), ("test", test)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{share} is {value}; it is a share of the images, 0 <= share < 1.")
-    places = [DATA_FOLDER if root is None else Path(root).expanduser()]
-    if os.environ.get("VIT_DATA"):
-        places.append(Path(os.environ["VIT_DATA"]).expanduser())
-    path = None if _known_name(folder) else find(Path(folder).expanduser(), places, tuple(NAMED))
+    check_numbers(img_size, validation, test)
+    places = places_of(root)
+    path = None if known_name(folder) else find(Path(folder).expanduser(), places, tuple(NAMED))
     if path is None or path.suffix == ".npz":
         raise ValueError(
             f"{str(folder)!r} is read into memory as a whole: use helpers.data.load, without "
@@ -97,17 +128,14 @@ def load_streaming(
 
     name = path.resolve().name
     listed, classes = list_folder(path.absolute())  # the working directory may change later
-    parts, paths = {}, []  # a part is (numbers into paths, labels), so that _cut can cut it
+    parts, paths = {}, []  # a part is (numbers into paths, labels), so that three_parts can cut it
     for part, (place, files) in listed.items():
         files = _pictures_among(files)
         labels = [label for _, label in files]
         check_present(place, classes, labels)
         parts[part] = torch.arange(len(files)) + len(paths), torch.tensor(labels)
         paths += [path for path, _ in files]
-    _check_classes(name, parts["train"][1], classes)
-    for part, share in (("test", test), ("validation", validation)):
-        if part not in parts:
-            parts["train"], parts[part] = _cut(*parts["train"], classes, part, share, split_seed)
+    parts = three_parts(name, parts, classes, validation, test, split_seed)
     splits = {
         part: FileSplit(tuple(paths[i] for i in numbers.tolist()), labels, img_size)
         for part, (numbers, labels) in parts.items()
@@ -147,43 +175,17 @@ def sampled_mean_and_std(split: FileSplit, limit=SAMPLE):
 # From a split of files to batches
 
 
-def loader(split, batches, *, train, seed=0, workers=0, pin_memory=False, flip=True) -> DataLoader:
-    """An iterable over batches: images uint8 (b, 3, S, S), labels int64 (b,), with S = img_size.
+class _Wanted:
+    """The batches that a loader is asked for: of each epoch anew, while its workers stay."""
 
-    split: a FileSplit.
-    batches: a list of lists of numbers into split, which come in this order.
-    train: a random crop, mirrored half the time unless flip is False, and one random change of
-        colour or shape; otherwise the shorter side becomes S * 256 / 224 and the centre is cut out.
-    seed: of the random numbers, together with the number of an image. Give each epoch another one.
-    workers: processes that decode ahead, beside this one. 0: decode here, one batch at a time.
-        They hand batches over in shared memory: two each, so a container needs room in /dev/shm.
-    pin_memory: batches lie in page-locked memory, from where copies to a GPU are faster.
-
-    Iterating raises ValueError, which names the file, at a batch with a broken picture. A program
-    that uses workers needs `if __name__ == "__main__":` around what it does; a notebook does not.
-    """
-    options = {}
-    if workers:
-        options["multiprocessing_context"] = _context()
-    return _Loader(
-        _Decoder(split, train, seed, flip),
-        batch_sampler=batches,
-        collate_fn=_collate,
-        num_workers=workers,
-        pin_memory=pin_memory and torch.cuda.is_available(),  # torch warns where there is no GPU
-        generator=torch.Generator(),  # else it draws a number from the caller's
-        **options,
-    )
-
-
-class _Loader(DataLoader):
-    """A DataLoader that raises what a worker hands over: raised there, a traceback would hide it"""
+    numbers, seed = (), 0
 
     def __iter__(self):
-        for batch in super().__iter__():
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        for batch in self.numbers:
+            yield [(self.seed, i) for i in batch.tolist()]
+
+    def __len__(self):
+        return len(self.numbers)
 
 
 def _collate(items):
@@ -204,18 +206,11 @@ def _context():
     return context
 
 
-class _Decoder(Dataset):
-    """Number -> (image uint8 (3, S, S), label), or the ValueError that says what is wrong.
+class _Pictures(Dataset):
+    """(seed, number) -> (image uint8 (3, S, S), label), or a ValueError that says what is wrong"""
 
-    The paths lie in one tensor of bytes: workers share a tensor, where each would have to copy a
-    list of a million paths.
-    """
-
-    def __init__(self, split, train, seed, flip):
-        names = [os.fsencode(path) for path in split.paths]
-        self.text = torch.from_numpy(np.frombuffer(b"".join(names), np.uint8).copy())
-        self.ends = torch.tensor([0, *map(len, names)]).cumsum(0)
-        self.labels, self.seed, side = split.labels, seed, split.img_size
+    def __init__(self, split, train, flip):
+        self.paths, self.labels, side = split.paths, split.labels, split.img_size
         whole = math.ceil(side * EVALUATION_ZOOM)
         changes = [
             v2.RandomResizedCrop(side, scale=(SMALLEST_CROP, 1)),
@@ -228,17 +223,13 @@ class _Decoder(Dataset):
         # enough: in training, for the smallest crop not to be enlarged, and crops may be 3 : 4.
         self.enough = math.ceil(side / (SMALLEST_CROP * 3 / 4) ** 0.5) if train else 2 * whole
 
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        start, stop = self.ends[i : i + 2].tolist()
-        path = os.fsdecode(self.text[start:stop].numpy().tobytes())
+    def __getitem__(self, key):
+        seed, i = key
         with torch.random.fork_rng(devices=[]):  # puts the global generator back afterwards
-            mixed = np.random.SeedSequence((self.seed, i)).generate_state(1)  # like no neighbour's
+            mixed = np.random.SeedSequence((seed, i)).generate_state(1)  # like no neighbour's
             torch.default_generator.manual_seed(mixed.item())  # torchvision takes no generator
             try:
-                return _opened(path, self.decode), self.labels[i]
+                return _opened(self.paths[i], self.decode), self.labels[i]
             except ValueError as error:
                 return error
 
@@ -257,22 +248,3 @@ def _opened(path, function):
             f"{path} is not a whole picture ({error}). Repair or remove it. To have all such files "
             "of a folder named at once: helpers.data.load(folder, img_size=8)"
         ) from error
-
-
-def images_per_second(split, *, batch_size, workers, train=True, limit=512) -> float:
-    """How many images a second loader gives to one who does nothing but take them.
-
-    limit: how many are timed, at least, in whole batches; beyond the split's end it starts again at
-    its beginning. The start of the workers and everyone's first batch come before the clock starts.
-    ValueError for an empty split.
-    """
-    if not len(split):
-        raise ValueError("the split is empty: there is nothing to measure")
-    turn = max(1, workers)  # batches that are in the making at a time
-    timed = turn * math.ceil(limit / batch_size / turn)
-    numbers = [i % len(split) for i in range((turn + timed) * batch_size)]
-    batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
-    for k, _ in enumerate(loader(split, batches, train=train, workers=workers), start=1):
-        if k == turn:
-            start = time.perf_counter()
-    return timed * batch_size / (time.perf_counter() - start)

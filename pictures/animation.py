@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
-from helpers.inspection import attention_maps
+from helpers.inspection import attention_maps, tokens_after_each_block
 from helpers.plotting import COLORS, pixels
 
 SHOWN = 12  # numbers that are drawn of each vector of D
@@ -31,7 +31,7 @@ def forward_pass_animation(model, image, path, classes, mean, std):
     bytes: about 0.5 MB for a digit of 16 patches and 3 blocks. ValueError for a model that cannot
     be drawn.
     """
-    if model.cls_token is None:
+    if model.num_prefix_tokens != 1:
         raise ValueError('the model has no class token to follow: it needs global_pool="token"')
     if (N := model.pos_embed.shape[1] - 1) > MOST_PATCHES:
         raise ValueError(f"{N} patches given, at most {MOST_PATCHES} can be drawn: cut larger ones")
@@ -56,9 +56,7 @@ def follow(model, image, mean, std):
     places = [(r, c) for r in range(x.shape[2] // P) for c in range(x.shape[3] // P)]
     pieces = [image[:, r * P : (r + 1) * P, c * P : (c + 1) * P] for r, c in places]
     embedded = model.patch_embed(x)  # (1, N, D)
-    tokens = [torch.cat([model.cls_token, embedded], dim=1) + model.pos_embed]
-    for block in model.blocks:
-        tokens.append(block(tokens[-1]))
+    tokens = tokens_after_each_block(model, x)
     journey = SimpleNamespace(
         places=places,  # N times (row, column)
         patches=[pixels(piece) for piece in pieces],  # N times (P, P) or (P, P, 3)

@@ -1,28 +1,26 @@
-"""Probe tasks: what does a small ViT lose when one of its parts is taken away?
+"""What does a small ViT lose on a made-up task when one of its parts is taken away?
 
-    result = probe("chain", "depth")  # the same images and training, but one block
-    result["test"]                    # accuracies 0..1 on test images, one for each seed
+    result = task_trial("chain", "depth")  # the same images and training, but one block
+    result["test"]                         # accuracies 0..1 on test images, one for each seed
 
-Each task was made with a part in mind. benchmarks/experiments.py records PROBES, all tasks without
-each part in turn; helpers.trials.records("probes") reads what it recorded.
+Each task was made with a part in mind. benchmarks/experiments.py records POINTS, all tasks without
+each part in turn; lab.trials.records("probes") reads what it recorded.
 """
 
-from dataclasses import dataclass, replace
+import functools
+from dataclasses import dataclass
 
-import torch
-
-from helpers.model import VisionTransformer
-from helpers.tasks import PARTS, make_task, without
-from helpers.training import TrainConfig, evaluate, fit
-
-LEARNING_RATES = (1e-3, 3e-3, 9e-3)
+from helpers.training import evaluate
+from lab.parts import PARTS
+from lab.tasks import make_task
+from lab.trials import LEARNING_RATES, PLAIN, build, tune, validated
 
 
 @dataclass(frozen=True)
 class Setting:
     """How a task is learned, with all parts and without: a ViT of width 32, images as they are."""
 
-    task: str  # its name in helpers.tasks
+    task: str  # its name in lab.tasks
     made_for: tuple  # the parts that it was made to need
     best_without: float | None  # the best accuracy without one of them, see SETTINGS
     patch_size: int = 2
@@ -70,28 +68,24 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def build(task, data, removed=(), global_pool=None, seed=0):
-    """A new ViT for the probe called task and its ImageData, without the parts called removed.
+def build_for(task, data, removed=(), global_pool=None, seed=0):
+    """A new ViT for a key of SETTINGS and its ImageData, without the parts called removed.
 
     Weights are drawn from seed. global_pool, "token" or "avg", replaces that of the setting.
     """
     setting = SETTINGS[task]
-    C, H, W = data.train.image_shape
-    torch.manual_seed(seed)
-    model = VisionTransformer(
-        (H, W), setting.patch_size, C, len(data.classes), embed_dim=32, depth=setting.depth,
-        num_heads=4, mlp_ratio=setting.mlp_ratio,
-        global_pool=global_pool or setting.global_pool, pos_embed_std=setting.pos_embed_std,
+    sizes = dict(
+        patch_size=setting.patch_size, embed_dim=32, depth=setting.depth, num_heads=4,
+        mlp_ratio=setting.mlp_ratio, global_pool=global_pool or setting.global_pool,
+        pos_embed_std=setting.pos_embed_std,
     )  # fmt: skip
-    for part in (*setting.lacks, *removed):
-        without(model, part)
-    return model
+    return build(data, sizes, removed=(*setting.lacks, *removed), seed=seed)
 
 
-def probe(task, removed=None, seeds=(0, 1, 2), lrs=LEARNING_RATES, global_pool=None):
+def task_trial(task, removed=None, seeds=(0, 1, 2), lrs=LEARNING_RATES, global_pool=None):
     """Train without some parts, tune the learning rate on validation images, test once.
 
-    task: a key of SETTINGS; removed: parts of helpers.tasks.PARTS, or one, or None. Every rate is
+    task: a key of SETTINGS; removed: parts of lab.parts.PARTS, or one, or None. Every rate is
     tried with the first seed; the one with the best validation accuracy after the last step is
     used with all seeds. A seed decides the images, the weights and the order. A run whose loss is
     no number any more counts as 0. ValueError for a task that is unknown.
@@ -100,37 +94,29 @@ def probe(task, removed=None, seeds=(0, 1, 2), lrs=LEARNING_RATES, global_pool=N
     tried {lr: validation accuracy}, chance, steps, parameters (those that learn).
     """
     if task not in SETTINGS:
-        raise ValueError(f"probe {task!r} is unknown, there are: {', '.join(SETTINGS)}")
-    setting, done = SETTINGS[task], {}
+        raise ValueError(f"task {task!r} is unknown, there are: {', '.join(SETTINGS)}")
+    setting = SETTINGS[task]
     removed = [removed] if isinstance(removed, str) else list(removed or ())
 
+    @functools.cache  # no run is done twice
     def run(lr, seed):
-        """(model, data, validation accuracy after the last step); no run is done twice."""
-        if (lr, seed) not in done:
-            data = make_task(setting.task, setting.train, seed=seed)
-            model = build(task, data, removed, global_pool, seed)
-            config = TrainConfig(
-                epochs=setting.epochs, batch_size=setting.batch_size, lr=lr, weight_decay=0.01,
-                label_smoothing=0, shift=0, rotate=0, zoom=0, seed=seed, device="cpu",
-                precision="float32",
-            )  # fmt: skip
-            unseen = replace(data, test=data.validation)  # the test images stay out of fit
-            try:
-                accuracy = fit(model, unseen, config).epochs[-1].validation_accuracy
-            except FloatingPointError:
-                accuracy = 0.0
-            done[lr, seed] = model, data, accuracy
-        return done[lr, seed]
+        """(model, data, validation accuracy after the last step)"""
+        data = make_task(setting.task, setting.train, seed=seed)
+        model = build_for(task, data, removed, global_pool, seed)
+        accuracy = validated(
+            model, data, epochs=setting.epochs, batch_size=setting.batch_size, lr=lr, seed=seed,
+            weight_decay=0.01, label_smoothing=0, **PLAIN,
+        )  # fmt: skip
+        return model, data, accuracy
 
-    tried = {lr: run(lr, seeds[0])[2] for lr in lrs}
-    lr = max(lrs, key=tried.get)
+    lr, tried = tune(lambda lr: [run(lr, seeds[0])[2]], lrs)
     runs = [run(lr, seed) for seed in seeds]
     model, data, _ = runs[0]
     return {
         "test": [evaluate(m, d, "test")[1] if accuracy else 0.0 for m, d, accuracy in runs],
         "validation": [accuracy for _, _, accuracy in runs],
         "lr": lr,
-        "tried": {f"{lr:g}": accuracy for lr, accuracy in tried.items()},
+        "tried": {rate: accuracy for rate, (accuracy,) in tried.items()},
         "chance": 1 / len(data.classes),
         "steps": setting.epochs * -(-setting.train // setting.batch_size),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -140,20 +126,20 @@ def probe(task, removed=None, seeds=(0, 1, 2), lrs=LEARNING_RATES, global_pool=N
 # What is recorded: {point: (function, arguments)}, "chain_whole" and "chain_class_token" without.
 HOW = dict(seeds=[0, 1, 2], lrs=[1e-3, 3e-3])
 NOT_RUN = {"deep_heads", "deep_class_token"}  # they are in the row of alike, the same task
-PROBES = {
+POINTS = {
     f"{task}_{part or 'whole'}".replace(" ", "_"): dict(task=task, removed=part)
     for task, setting in SETTINGS.items()
     for part in (None, *PARTS)
     if part not in setting.lacks
 }
 # Beside "which_whole", which reads the mean, and "which_class_token", which reads the first patch:
-PROBES["which_token"] = dict(task="which", removed=None, global_pool="token")
-PROBES["which_token_no_attention"] = PROBES["which_token"] | dict(removed="attention")
-PROBES["which_first_no_attention"] = dict(
+POINTS["which_token"] = dict(task="which", removed=None, global_pool="token")
+POINTS["which_token_no_attention"] = POINTS["which_token"] | dict(removed="attention")
+POINTS["which_first_no_attention"] = dict(
     task="which", removed=["class token", "attention"], global_pool="avg"
 )
-PROBES = {
-    point: ("helpers.probes.probe", HOW | arguments)
-    for point, arguments in PROBES.items()
+POINTS = {
+    point: ("lab.task_trials.task_trial", HOW | arguments)
+    for point, arguments in POINTS.items()
     if point not in NOT_RUN
 }

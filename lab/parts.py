@@ -1,33 +1,125 @@
-"""A ViT with one thing done otherwise, from outside: positions, activation, norms, start.
+"""A ViT with a part taken away, or with another in its place, from outside.
 
-    model = vary(VisionTransformer(...), "positions", kind="2-D", where="every layer")
-    model = vary(VisionTransformer(...), "relu")
+    without(model, "positions")
+    without(model, "mlp", layer=3)                   # in the fourth block alone
+    replace_part(model, "positions", kind="2-D", where="every layer")
+    replace_part(model, "relu")
 
-Each change leaves all the rest as it was, so that what differs in accuracy is owed to it alone.
+The model is changed in place and returned: give copy.deepcopy(model) to keep it. All the rest stays
+as it was, so what differs in accuracy is owed to the part alone.
 """
 
 import torch
 from torch import nn
 
-from helpers.model import EncoderBlock
+from helpers.model import EncoderBlock, VisionTransformer
 
-CHANGES = {}
+PARTS = (
+    "positions", "attention", "heads", "mlp", "depth", "class token", "residuals", "norm",
+)  # fmt: skip
+
+# Taken away
 
 
-def change(function):
+class Nothing(nn.Module):
+    """Zeros, whatever comes in: what a residual connection adds when a part is removed."""
+
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+class NoResidualBlock(EncoderBlock):
+    """What a half of the block makes replaces its input: (B, N, D) -> (B, N, D)."""
+
+    def forward(self, x):
+        x = self.attn(self.norm1(x))
+        return self.mlp(self.norm2(x))
+
+
+class ReadPatch1(VisionTransformer):
+    """Neither class token nor mean: the head reads the first patch's token."""
+
+    def forward(self, x):
+        x = self.forward_features(x)[:, 0]  # (B, N, D) -> (B, D)
+        return self.head(self.pre_logits(x))  # (B, K)
+
+
+def without(model, part, layer=None):
+    """Take a part away from a VisionTransformer in place -> model.
+
+    positions: they become zeros that do not learn. heads: one wide head in the place of several,
+    with weights of the same shapes. depth: the first block alone is left. class token: the head
+    reads the first patch's token, after the last norm, instead of a class token, which goes, or of
+    the mean.
+
+    In every block, or in model.blocks[layer]: attention, mlp, block (both): it adds nothing. A
+    head's number, from 0: its columns of proj become zeros, and proj's bias stays. residuals: what
+    attention or the MLP makes is not added to its input but replaces it. norm: tokens stay as they
+    are; of all blocks, the last norm goes too.
+
+    ValueError for another part, IndexError for a layer that is not there.
+    """
+    blocks = model.blocks if layer is None else [model.blocks[layer]]
+    heads = range(blocks[0].attn.num_heads) if hasattr(blocks[0].attn, "num_heads") else ()
+    if layer is not None and part in ("positions", "heads", "depth", "class token"):
+        raise ValueError(f"{part} cannot be taken from one layer: leave layer out")
+    if part == "positions":
+        model.pos_embed.requires_grad_(False).zero_()
+    elif part in ("attention", "mlp", "block"):
+        for block in blocks:
+            if part != "mlp":
+                block.attn = Nothing()
+            if part != "attention":
+                block.mlp = Nothing()
+    elif part in heads:
+        for block in blocks:
+            width = block.attn.proj.in_features // len(heads)
+            with torch.no_grad():
+                block.attn.proj.weight[:, part * width : (part + 1) * width] = 0
+    elif part == "heads":
+        for block in blocks:
+            block.attn.num_heads = 1
+    elif part == "depth":
+        model.blocks = model.blocks[:1]
+    elif part == "class token":
+        table, learns = model.pos_embed.detach(), model.pos_embed.requires_grad
+        table = table[:, model.num_prefix_tokens :].clone()
+        model.pos_embed = nn.Parameter(table, requires_grad=learns)
+        model.cls_token, model.num_prefix_tokens = None, 0
+        model.__class__ = ReadPatch1  # the same parts, another forward
+    elif part == "residuals":
+        for block in blocks:
+            block.__class__ = NoResidualBlock
+    elif part == "norm":
+        for block in blocks:
+            block.norm1, block.norm2 = nn.Identity(), nn.Identity()
+        if layer is None:
+            model.norm = nn.Identity()
+    else:
+        choices = ", ".join([*PARTS, "block", *map(str, heads)])
+        raise ValueError(f"part {part!r} is unknown: choose one of {choices}")
+    return model
+
+
+# Others in their place
+
+REPLACEMENTS = {}
+
+
+def replacement(function):
     """Register function(model, **options), which changes the model in place, by its name."""
-    CHANGES[function.__name__.replace("_", " ")] = function
+    REPLACEMENTS[function.__name__.replace("_", " ")] = function
     return function
 
 
-def vary(model, name, **options):
+def replace_part(model, name, **options):
     """Make the change called name to a VisionTransformer in place -> model.
 
-    ValueError for a name that is not in CHANGES, or options that it does not know.
+    ValueError for a name that is not in REPLACEMENTS, or options that it does not know.
     """
-    if name not in CHANGES:
-        raise ValueError(f"change {name!r} is unknown, there are: {', '.join(CHANGES)}")
-    CHANGES[name](model, **options)
+    if name not in REPLACEMENTS:
+        raise ValueError(f"change {name!r} is unknown, there are: {', '.join(REPLACEMENTS)}")
+    REPLACEMENTS[name](model, **options)
     return model
 
 
@@ -108,7 +200,7 @@ class AddPositions(nn.Module):
         return x + self.table()
 
 
-@change
+@replacement
 def positions(model, kind, where="input", std=0.5):
     """Table 8: kind is "none", "1-D", "2-D" or "sine"; where they are added:
 
@@ -125,8 +217,8 @@ def positions(model, kind, where="input", std=0.5):
     _, tokens, D = model.pos_embed.shape
     if D % 4:
         raise ValueError(f"the width is {D}: row and column need a half each, of pairs of waves")
-    model.pos_embed.requires_grad_(False).zero_()
-    if kind in ("none", "sine") and model.cls_token is not None:
+    without(model, "positions")
+    if kind in ("none", "sine") and model.num_prefix_tokens:
         nn.init.normal_(model.cls_token, std=std)  # what its row of a learned table gives it
     if kind == "none":
         return
@@ -154,7 +246,7 @@ class PostNormBlock(EncoderBlock):
         return self.norm2(x + self.mlp(x))
 
 
-@change
+@replacement
 def norm_after(model):
     """Norm after each half, as in 2017; the last norm goes, since every block ends with one."""
     for block in model.blocks:
@@ -162,7 +254,7 @@ def norm_after(model):
     model.norm = nn.Identity()
 
 
-@change
+@replacement
 def relu(model):
     """max(0, x) in the place of GELU in every MLP, as in 2017."""
     for block in model.blocks:
@@ -172,7 +264,7 @@ def relu(model):
 # The start
 
 
-@change
+@replacement
 def small_normal_start(model):
     """N(0, 0.02) for every matrix, the class token and the positions; zeros for every bias."""
     for name, parameter in model.named_parameters():
@@ -182,7 +274,7 @@ def small_normal_start(model):
             nn.init.zeros_(parameter)
 
 
-@change
+@replacement
 def torch_start(model):
     """torch's default for every nn.Linear and nn.Conv2d; positions and class token as they are."""
     for module in model.modules():

@@ -1,19 +1,32 @@
 """Several processes that train one model together.
 
-`torchrun --nproc-per-node=N -m helpers.training` starts N copies of the program. Each has the whole
+`torchrun --nproc-per-node=N -m helpers.train` starts N copies of the program. Each has the whole
 model (or a share of it, with FSDP2) and a part of every batch; the gradients' mean is what one
 process would have found on the whole batch. With one process, every function here does nothing.
 """
 
 import math
 import os
+import time
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers.augmentation import Part
+
+class Part(NamedTuple):
+    """Which images of a batch of total images this process holds: start to stop - 1.
+
+    start is even, and stop too unless it is total, so that neighbours are never parted. Where a
+    batch is too small for all processes, some hold its first image, which then does not count.
+    """
+
+    start: int
+    stop: int
+    total: int
+    counts: bool = True
 
 
 @contextmanager
@@ -96,3 +109,21 @@ def distribute(model, fsdp):
     for block in model.blocks:
         fully_shard(block)
     return fully_shard(model, reshard_after_forward=True)
+
+
+def compile_ahead(model, shared, data, config, precision):
+    """(shared after torch.compile, seconds): for both batch sizes of an epoch, ahead of it."""
+    start = time.perf_counter()
+    fast, device = torch.compile(shared, dynamic=False), next(model.parameters()).device
+    model.train()
+    whole, rest = divmod(len(data.train), config.batch_size)
+    for total in [config.batch_size] * bool(whole) + [rest] * bool(rest):
+        part = my_part(total)
+        x = torch.zeros(part.stop - part.start, *data.train.image_shape, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = fast(x)
+        logits.float().sum().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    model.zero_grad()
+    return fast, time.perf_counter() - start

@@ -1,8 +1,7 @@
-"""What `python -m helpers.training` does."""
+"""Train from a terminal: python -m helpers.train --help"""
 
 import argparse
 import dataclasses
-import datetime
 import os
 import signal
 import sys
@@ -11,19 +10,13 @@ from pathlib import Path
 
 import torch
 
-from helpers.checkpoints import states, write_json
+from helpers.checkpoints import write_json
 from helpers.data import load
-from helpers.distributed import (
-    first_process_first,
-    joined,
-    rank,
-    sum_over_processes,
-    world_size,
-)
 from helpers.model import VisionTransformer
 from helpers.recipes import RECIPES, recipe
-from helpers.run_folder import machine, versions
-from helpers.streaming import load_streaming
+from helpers.scale.distributed import first_process_first, joined, rank, world_size
+from helpers.scale.run_folder import default_run_dir, result_of, stopped
+from helpers.scale.streaming import load_streaming
 from helpers.training import TrainConfig, fit
 
 MODEL_FLAGS = {
@@ -64,18 +57,18 @@ TRAINING_FLAGS = {
     "tensorboard": (bool, "write the metrics for TensorBoard too"),
 }
 EXAMPLES = """examples:
-  python -m helpers.training
-  python -m helpers.training --data fashion-mnist --run-dir runs/fashion --json runs/fashion.json
-  python -m helpers.training --data my_photos/ --img-size 96 --patch-size 12
-  python -m helpers.training --data cifar10 --recipe full --compile
-  torchrun --nproc-per-node=2 --max-restarts=3 -m helpers.training --run-dir runs/digits
+  python -m helpers.train
+  python -m helpers.train --data fashion-mnist --run-dir runs/fashion --json runs/fashion.json
+  python -m helpers.train --data my_photos/ --img-size 96 --patch-size 12
+  python -m helpers.train --data cifar10 --recipe full --compile
+  torchrun --nproc-per-node=2 --max-restarts=3 -m helpers.train --run-dir runs/digits
 """
 
 
 def build_parser():
     """The command line's arguments. A flag that is not given takes the data set's own default."""
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.training",
+        prog="python -m helpers.train",
         usage="%(prog)s [--data NAME_OR_FOLDER] [options]",
         description="Train a Vision Transformer and look at the test images once, at the end.",
         epilog=EXAMPLES + "\n" + defaults_table(),
@@ -136,31 +129,6 @@ def print_epoch(record):
     )
 
 
-def result_of(history, model, model_args, config, args):
-    """The run as a dict for --json: what came out, what went in, on what."""
-    return {
-        "data": args.data,
-        "split_seed": args.split_seed,
-        "recipe": args.recipe,
-        "test_accuracy": history.test_accuracy,
-        "test_loss": history.test_loss,
-        "epochs": [vars(record) for record in history.epochs],
-        "seconds": history.seconds,
-        "compile_seconds": history.compile_seconds,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "model": model_args,
-        "config": vars(config),
-        "device": history.device,
-        "machine": machine(config.device),
-        "precision": history.precision,
-        "processes": world_size(),
-        "threads": torch.get_num_threads(),
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m helpers.training", *sys.argv[1:]]),
-        "versions": versions(),
-    }
-
-
 def run(args):
     """Load, build, train, report. Returns the exit status."""
     options = {} if args.img_size is None else {"img_size": args.img_size}
@@ -193,7 +161,8 @@ def run(args):
     say(f"test accuracy {history.test_accuracy:.2%}, loss {history.test_loss:.3f}, "
         f"{history.seconds:.0f} s on {history.device} in {history.precision}")  # fmt: skip
     if rank() == 0:
-        result = result_of(history, model, model_args, config, args)
+        asked = {"data": args.data, "split_seed": args.split_seed, "recipe": args.recipe}
+        result = asked | result_of(history, model, model_args, config)
         if args.json:
             write_json(args.json, result)
         if config.run_dir:
@@ -201,27 +170,10 @@ def run(args):
     return 0
 
 
-def default_run_dir(name, again):
-    """runs/NAME-3, say: the next number that is free, or the last one to go on with it."""
-    found = [path.name.removeprefix(f"{name}-") for path in Path("runs").glob(f"{name}-*")]
-    last = max((int(number) for number in found if number.isdigit()), default=0)
-    chosen = torch.tensor(max(last, 1) if again else last + 1) * (rank() == 0)
-    return f"runs/{name}-{sum_over_processes(chosen).item()}"
-
-
 def say(text):
     """Print, if this is the first process."""
     if rank() == 0:
         print(text, flush=True)
-
-
-def stopped(why, run_dir):
-    """What to tell the user when one of several processes ends too early."""
-    found = states(run_dir) if run_dir else []
-    if not found:
-        return f"error: {why}. No state was saved: start again, with --run-dir to be able to go on."
-    where = f"--run-dir {run_dir} --resume"
-    return f"error: {why}. {found[-1]} is saved: the same command with {where} goes on from there."
 
 
 def main():
@@ -241,3 +193,7 @@ def main():
         traceback.print_exc()
         why = "this process has failed, or lost the others (above)"
         sys.exit(stopped(why, args.run_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Charts of what notebook 12 finds inside a model: heads by depth, masks on images, curves.
+"""Charts of what is found inside a model: similarities, heads by depth, masks on images, curves.
 
 Every function returns its figure and leaves plt.show() to the caller.
 """
@@ -107,4 +107,55 @@ def accuracy_panels(panels, chance=None, title="", cols=2):
         ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(frameon=False, fontsize=9)
     figure.suptitle(title, size=10)
+    return figure
+
+
+def grid_of_grids(similarity, grid, title=""):
+    """Figure 7, centre: the small picture at row r, column c is row (r, c) of similarity (N, N).
+
+    grid: (rows, cols) of the patches; ValueError if N is not rows * cols.
+    """
+    rows, cols = grid
+    if np.shape(similarity) != (rows * cols, rows * cols):
+        raise ValueError(
+            f"similarity of shape {tuple(np.shape(similarity))} given, for a grid of {rows} x "
+            f"{cols} patches ({rows * cols}, {rows * cols}) is needed"
+        )
+    gaps = np.full((rows, rows + 1, cols, cols + 1), np.nan)  # white between the small pictures
+    small = np.asarray(similarity).reshape(rows, cols, rows, cols)
+    gaps[:, :-1, :, :-1] = small.transpose(0, 2, 1, 3)
+    picture = gaps.reshape(rows * (rows + 1), cols * (cols + 1))[:-1, :-1]
+    figure, ax = plt.subplots(figsize=(5.4, 4.6), dpi=100, layout="constrained")
+    shown = ax.imshow(picture, vmin=-1, vmax=1, interpolation="nearest")
+    figure.colorbar(shown, ax=ax, fraction=0.05).set_label("cosine similarity", size=9)
+    ax.set_xticks(np.arange(cols) * (cols + 1) + (cols - 1) / 2, labels=range(1, cols + 1))
+    ax.set_yticks(np.arange(rows) * (rows + 1) + (rows - 1) / 2, labels=range(1, rows + 1))
+    ax.set(xlabel="column of the patch", ylabel="row of the patch")
+    ax.set_title(title, size=10)
+    ax.spines[:].set_visible(False)
+    return figure
+
+
+def attention_on_image(image, attention, grid):
+    """Where the class token looks: an image (C, H, W), and beside it the N weights laid over it.
+
+    attention: (N,), the class token's row of a map without its own entry; grid: (rows, cols) of
+    the patches. ValueError if they do not fit.
+    """
+    attention = np.asarray(attention)
+    rows, cols = grid
+    if attention.shape != (rows * cols,):
+        raise ValueError(
+            f"attention of shape {attention.shape} given, {rows} x {cols} = {rows * cols} weights "
+            "needed: one for each patch, the class token's own left out"
+        )
+    figure, (plain, laid_over) = plt.subplots(1, 2, figsize=(6, 2.9), layout="constrained", dpi=100)
+    for ax, title in ((plain, "image"), (laid_over, "attention of the class token")):
+        draw_image(ax, image, extent=(0, cols, rows, 0))
+        ax.set_title(title, size=10)
+    options = {"extent": (0, cols, rows, 0), "vmin": 0, "alpha": 0.65}
+    weights = laid_over.imshow(attention.reshape(grid), **options)
+    bar = figure.colorbar(weights, ax=laid_over, fraction=0.05)
+    bar.set_label("attention weight (line: the mean)", size=9)
+    bar.ax.axhline(attention.mean(), color=COLORS["ink"], lw=1.5)
     return figure

@@ -1,4 +1,4 @@
-"""The bill: what an encoder block costs in arithmetic, time and memory, and by which rule.
+"""What an encoder block costs in arithmetic, time and memory, and by which rule.
 
 Letters: N tokens (a class token is one of them), D width, h = D / 64 heads, as in Table 1, M =
 mlp_ratio D. Times are seconds of every round; all that is compared takes turns (speed.race),
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.model import EncoderBlock, VisionTransformer, attention
-from helpers.speed import attention_by, race, saved_bytes
-from helpers.trials import BASE
+from lab.speed import attention_by, race, saved_bytes
+from lab.trials import BASE
 
 CPU = torch.device("cpu")
 HEAD = 64  # d_k, the width of a head
@@ -258,6 +258,57 @@ def crossings(rows, part):
     return [crossing([row["N"] for row in rows], list(ratios)) for ratios in by_round]
 
 
+# Panels and bars for pictures.cost_charts
+
+
+def growth_panels(costs):
+    """Panels for cost_charts.beside from records: a block's time over the first size's.
+
+    By N and by D the time of an image, by the batch that of all its images.
+    """
+    panels = {}
+    for xlabel, name, key in (
+        ("tokens N", "width_192", "N"),
+        ("width D", "over_D", "D"),
+        ("images in a batch", "over_batch", "batch"),
+    ):
+        lines, per = {}, "batch" if key == "batch" else "image"
+        for kind in ("forward", "training"):
+            rows = costs[f"{name}_{kind}"]["rows"]
+            lines[kind] = [row[key] for row in rows], growth_of(rows, "block", per)
+        counts = [sum(multiply_adds(row["N"], row["D"]).values()) for row in rows]
+        counts = [row["batch"] for row in rows] if key == "batch" else counts
+        panels[xlabel] = [count / counts[0] for count in counts], lines
+    return panels
+
+
+def half_panels(costs, widths=(64, 192)):
+    """Panels for cost_charts.beside from records: time of attention over the MLP, by N and D."""
+    panels = {}
+    for D in widths:
+        forward, training = (costs[f"width_{D}_{kind}"]["rows"] for kind in ("forward", "training"))
+        Ns, lines = [row["N"] for row in forward], {}
+        for name, rows, part in (
+            ("forward", forward, "attention"),
+            ("training", training, "attention"),
+            ("training, written out", training, "written out"),
+        ):
+            lines[name] = Ns, [spread(over(row, part, "mlp")) for row in rows]
+        panels[f"tokens N, D = {D}"] = [(4 * D + 2 * N) / (8 * D) for N in Ns], lines
+    return panels
+
+
+def piece_shares(rows):
+    """Two bars for each row of pieces: multiply-adds and time, {name: {piece: amount}}."""
+    bars = {}
+    for row in rows:
+        counts = multiply_adds(row["N"], row["D"])
+        times = {p: spread(own)[1] for p, own in row["seconds"].items() if p != "fused kernel"}
+        bars[f"N = {row['N']}: multiply-adds"] = {piece: counts.get(piece, 0) for piece in times}
+        bars[f"N = {row['N']}: time"] = times
+    return bars
+
+
 # What is recorded
 
 NS = [16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048]
@@ -271,11 +322,11 @@ LIVE = dict(sizes=[[N, 64, 1024 // N] for N in (16, 64, 256, 1024)], rounds=5)  
 PIECES = [[N, 192, 2048 // N] for N in (64, 512, 2048)]
 KEPT = [[N, 192, 2] for N in (16, 64, 128, 256, 384, 512, 768, 1024)]
 POINTS = {
-    f"{name}_{kind}": ("helpers.bill.sweep", how | dict(training=kind == "training"))
+    f"{name}_{kind}": ("lab.cost.sweep", how | dict(training=kind == "training"))
     for name, how in SWEEPS.items()
     for kind in ("forward", "training")
 } | {
-    "pieces": ("helpers.bill.pieces", dict(sizes=PIECES, rounds=9)),
-    "memory": ("helpers.bill.memory", dict(sizes=KEPT)),
-    "halving": ("helpers.bill.halving", dict(patch_sizes=[28, 14, 7, 4, 2], rounds=15)),
+    "pieces": ("lab.cost.pieces", dict(sizes=PIECES, rounds=9)),
+    "memory": ("lab.cost.memory", dict(sizes=KEPT)),
+    "halving": ("lab.cost.halving", dict(patch_sizes=[28, 14, 7, 4, 2], rounds=15)),
 }

@@ -1,11 +1,9 @@
-"""Charts of what helpers/bill.py measures. Every function returns its figure."""
+"""Charts of what an encoder block costs, from the panels and bars of lab/cost.py."""
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from helpers.bill import growth_of, multiply_adds, over, spread
-from helpers.charts import share_bars
-from helpers.plotting import COLORS
+from helpers.plotting import COLORS, share_bars
 
 MARKS = (("queries", "o"), ("keys", "s"), ("values", "^"))
 PIECES = {  # of an encoder block's forward pass, in order
@@ -59,48 +57,6 @@ def beside(panels, ylabel, title="", level=None, named=None):
     return figure
 
 
-def growth_panels(costs):
-    """Panels for beside from records of bill: a block's time over the first size's.
-
-    By N and by D the time of an image, by the batch that of all its images.
-    """
-    panels = {}
-    for xlabel, name, key in (
-        ("tokens N", "width_192", "N"),
-        ("width D", "over_D", "D"),
-        ("images in a batch", "over_batch", "batch"),
-    ):
-        lines, per = {}, "batch" if key == "batch" else "image"
-        for kind in ("forward", "training"):
-            rows = costs[f"{name}_{kind}"]["rows"]
-            lines[kind] = [row[key] for row in rows], growth_of(rows, "block", per)
-        counts = [sum(multiply_adds(row["N"], row["D"]).values()) for row in rows]
-        counts = [row["batch"] for row in rows] if key == "batch" else counts
-        panels[xlabel] = [count / counts[0] for count in counts], lines
-    return panels
-
-
-def half_panels(costs, widths=(64, 192)):
-    """Panels for beside from records of bill: attention's time over the MLP's, by N for each D."""
-    panels = {}
-    for D in widths:
-        forward, training = (costs[f"width_{D}_{kind}"]["rows"] for kind in ("forward", "training"))
-        Ns, lines = [row["N"] for row in forward], {}
-        for name, rows, part in (
-            ("forward", forward, "attention"),
-            ("training", training, "attention"),
-            ("training, written out", training, "written out"),
-        ):
-            lines[name] = Ns, [spread(over(row, part, "mlp")) for row in rows]
-        panels[f"tokens N, D = {D}"] = [(4 * D + 2 * N) / (8 * D) for N in Ns], lines
-    return panels
-
-
-def piece_bars(rows, title=""):
-    """Two bars for each row of bill.pieces: its pieces' shares of multiply-adds and of the time."""
-    bars = {}
-    for row in rows:
-        counts = multiply_adds(row["N"], row["D"])
-        bars[f"N = {row['N']}: multiply-adds"] = {p: counts.get(p, 0) for p in PIECES}
-        bars[f"N = {row['N']}: time"] = {p: spread(row["seconds"][p])[1] for p in PIECES}
+def piece_bars(bars, title=""):
+    """cost.piece_shares as bars, every piece in its colour."""
     return share_bars(bars, list(PIECES.values()), title)

@@ -5,15 +5,18 @@ A model is put into eval mode, and left as it was. Whatever is drawn at random c
 from a generator on the CPU, so that every model meets the same changes.
 """
 
+import copy
+import warnings
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 
+from helpers.augmentation import normalize
 from helpers.inspection import tokens_after_each_block, visiting
-from helpers.training import normalize, predict
+from helpers.training import predict
+from lab.parts import without
 
-REMOVABLE = ("attention", "mlp", "block")
 GREY = 128  # halfway between black and white
 
 
@@ -46,7 +49,7 @@ def layer_features(model, data, images, batch_size=256):
     "patches" is the mean of the patches' tokens; without a class token it stands alone. For
     linear_cka and for probes; on the CPU.
     """
-    first, found = int(model.cls_token is not None), {}
+    first, found = model.num_prefix_tokens, {}
     for batch in images.split(batch_size):
         tokens = layer_tokens(model, data, batch, batch_size)  # (L + 1, b, N+1, D)
         if first:
@@ -96,7 +99,7 @@ def probe_positions(model, data, images, held_out_images):
     A row for each of z_0 to z_L: on the tokens of images, on those of held_out_images. The class
     token is left out; 1 / N by chance. 100 images are plenty: each gives N tokens.
     """
-    first = int(model.cls_token is not None)
+    first = model.num_prefix_tokens
     seen = layer_tokens(model, data, images)[:, :, first:]  # (L + 1, n, N, D)
     unseen = layer_tokens(model, data, held_out_images)[:, :, first:]
     patch = torch.arange(seen.shape[2])  # (N,)
@@ -111,54 +114,16 @@ def probe_positions(model, data, images, held_out_images):
 # What the model can do without
 
 
-@contextmanager
-def removed(model, layer, part):
-    """While this lasts, a part of model.blocks[layer] gives nothing; its code and weights stay.
-
-    part: a head's number from 0, whose share of the attention is zero before proj (proj's bias
-    stays); "attention" or "mlp", which then adds 0 to the residual; "block", for both. ValueError
-    for another part, IndexError for a layer that is not there.
-    """
-    attn, mlp = model.blocks[layer].attn, model.blocks[layer].mlp
-    heads, width = attn.num_heads, attn.proj.in_features // attn.num_heads
-    if part not in (*range(heads), *REMOVABLE):
-        raise ValueError(
-            f"part is {part!r}: choose a head from 0 to {heads - 1}, or one of "
-            + ", ".join(map(repr, REMOVABLE))
-        )
-
-    def nothing(module, inputs, output):
-        return torch.zeros_like(output)
-
-    def without_head(module, inputs):
-        joined = inputs[0].clone()  # (B, N, D), heads side by side
-        joined[..., part * width : (part + 1) * width] = 0
-        return (joined,)
-
-    hooks = []
-    try:
-        if part in REMOVABLE:
-            halves = {"attention": (attn,), "mlp": (mlp,), "block": (attn, mlp)}[part]
-            hooks = [half.register_forward_hook(nothing) for half in halves]
-        else:
-            hooks = [attn.proj.register_forward_pre_hook(without_head)]
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def accuracy_without(model, data, images, labels):
-    """Accuracy with one part removed at a time: (L, h + 3), a row for each block.
+    """Accuracy with one part taken away at a time: (L, h + 3), a row for each block.
 
     Columns: without head 0 to h - 1, then without all of the attention, the MLP, the whole block.
     """
     table = []
     for layer, block in enumerate(model.blocks):
-        table.append([])
-        for part in (*range(block.attn.num_heads), *REMOVABLE):
-            with removed(model, layer, part):
-                table[-1].append(accuracy(model, data, images, labels))
+        parts = (*range(block.attn.num_heads), "attention", "mlp", "block")
+        lesser = (without(copy.deepcopy(model), part, layer) for part in parts)
+        table.append([accuracy(one, data, images, labels) for one in lesser])
     return torch.tensor(table)
 
 
@@ -172,7 +137,7 @@ def partly_shown(model, share, generator):
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}: a share of the patches above 0 and up to 1 is needed")
-    first = int(model.cls_token is not None)
+    first = model.num_prefix_tokens
 
     def choose(module, inputs, tokens):
         B, N, D = tokens.shape
@@ -274,3 +239,74 @@ def accuracy_under(model, data, images, labels, change, strengths, seed=0):
         changed = change(images, strength, torch.Generator().manual_seed(seed))
         found.append(accuracy(model, data, changed, labels))
     return torch.tensor(found)
+
+
+# What the answer depends on, and how two such maps agree
+
+
+@torch.no_grad()
+def occlusion_drop(model, x, labels, patch_size, probability=False, batch_size=256):
+    """What each patch is worth: images (B, C, H, W), labels (B,) -> (B, rows, cols), on the CPU.
+
+    How much the logit of labels' class, or with probability=True its probability, falls when the
+    square of patch_size x patch_size pixels is hidden under grey: 0, the mean after normalisation.
+    Above 0 where the patch speaks for the class. Any model from images to logits will do.
+    batch_size: images at once. ValueError if patch_size does not divide both sides.
+    """
+    B, _, H, W = x.shape
+    if H % patch_size or W % patch_size:
+        raise ValueError(
+            f"images of {H} x {W} pixels given, patch_size is {patch_size}: it must divide both"
+        )
+    rows, cols = H // patch_size, W // patch_size
+    row, col = torch.arange(H) // patch_size, torch.arange(W) // patch_size
+    patch_of = (row[:, None] * cols + col).to(x.device)  # (H, W): the patch that a pixel lies in
+    labels = labels.to(x.device)
+
+    def score(images, classes):
+        logits = model(images)  # (b, K)
+        values = logits.softmax(dim=-1) if probability else logits
+        return values.gather(1, classes[:, None])[:, 0]  # (b,)
+
+    drops = []
+    with visiting(model):
+        clear = torch.cat([
+            score(*part)
+            for part in zip(x.split(batch_size), labels.split(batch_size), strict=True)
+        ])  # fmt: skip
+        for number in torch.arange(B * rows * cols, device=x.device).split(batch_size):
+            image = number // (rows * cols)  # (b,)
+            hidden = patch_of == (number % (rows * cols))[:, None, None]  # (b, H, W)
+            images = x[image].masked_fill(hidden[:, None], 0)
+            drops.append(clear[image] - score(images, labels[image]))
+    return torch.cat(drops).view(B, rows, cols).cpu()
+
+
+def rank_correlation(a, b):
+    """Do two maps order the patches alike? Two (B, rows, cols) -> (B,), Spearman's, -1 to 1.
+
+    nan where a map is constant and has no order. ValueError for shapes that differ.
+    """
+    from scipy.stats import ConstantInputWarning, spearmanr  # here: its import takes a second
+
+    if a.shape != b.shape:
+        raise ValueError(f"maps {tuple(a.shape)} and {tuple(b.shape)} given: one shape is needed")
+    pairs = zip(a.detach().cpu().flatten(1), b.detach().cpu().flatten(1), strict=True)
+    with warnings.catch_warnings(category=ConstantInputWarning, action="ignore"):
+        return torch.tensor([spearmanr(*pair).statistic for pair in pairs], dtype=torch.float64)
+
+
+def mean_and_interval(values):
+    """(mean, low, high) of numbers (n,): the mean and its 95% interval, 1.96 standard errors wide.
+
+    Each side, from the normal distribution: for 30 independent numbers or more. ValueError if
+    there are fewer than 2, or some are nan.
+    """
+    if len(values) < 2 or values.isnan().any():
+        raise ValueError(
+            f"{len(values)} numbers given, {int(values.isnan().sum())} of them nan: an interval "
+            "needs 2 or more, none of them nan (rank_correlation gives nan for a constant map)"
+        )
+    values = values.double()
+    mean, error = values.mean().item(), (values.std() / len(values) ** 0.5).item()
+    return mean, mean - 1.96 * error, mean + 1.96 * error

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from helpers.data import ImageData, Split, mean_and_std
-from helpers.model import EncoderBlock, VisionTransformer
 
 TASKS = {}
 
@@ -181,69 +180,3 @@ def which(count, generator):
     patches = torch.zeros(count, 16, 4)
     patches[torch.arange(count), spot] = 1 - nn.functional.one_hot(mark, 4).float()
     return patches_to_image(patches.view(count, 16, 2, 2), 4, 4), mark, tuple("ABCD")
-
-
-# Removing a part
-
-PARTS = (
-    "positions", "attention", "heads", "mlp", "depth", "class token", "residuals", "norm",
-)  # fmt: skip
-
-
-class Nothing(nn.Module):
-    """Zeros, whatever comes in: what a residual connection adds when a part is removed."""
-
-    def forward(self, x):
-        return torch.zeros_like(x)
-
-
-class BlockWithoutResiduals(EncoderBlock):
-    """What a half of the block makes replaces its input: (B, N, D) -> (B, N, D)."""
-
-    def forward(self, x):
-        return self.mlp(self.norm2(self.attn(self.norm1(x))))
-
-
-class FirstPatchReader(VisionTransformer):
-    """Neither class token nor mean: the head reads the first patch's token."""
-
-    def forward(self, x):
-        return self.head(self.pre_logits(self.forward_features(x)[:, 0]))  # (B, K)
-
-
-def without(model, part):
-    """Remove a part of PARTS from a VisionTransformer in place -> model.
-
-    positions: they become zeros that do not learn. attention, mlp: in every block, it adds nothing.
-    heads: one wide head in the place of several, with weights of the same shapes. depth: the first
-    block alone is left. class token: the head reads the first patch's token, after the last norm,
-    instead of a class token, which goes, or of the mean. residuals: what attention or the MLP makes
-    is not added to its input but replaces it. norm: tokens stay as they are, in the blocks and at
-    the end. ValueError for another part.
-    """
-    if part == "positions":
-        model.pos_embed.requires_grad_(False).zero_()
-    elif part in ("attention", "mlp"):
-        for block in model.blocks:
-            setattr(block, "attn" if part == "attention" else "mlp", Nothing())
-    elif part == "heads":
-        for block in model.blocks:
-            block.attn.num_heads = 1
-    elif part == "depth":
-        model.blocks = model.blocks[:1]
-    elif part == "class token":
-        if model.cls_token is not None:
-            table, learns = model.pos_embed.detach(), model.pos_embed.requires_grad
-            model.pos_embed = nn.Parameter(table[:, 1:].clone(), requires_grad=learns)
-            model.cls_token = None
-        model.__class__ = FirstPatchReader  # the same parts, another forward
-    elif part == "residuals":
-        for block in model.blocks:
-            block.__class__ = BlockWithoutResiduals
-    elif part == "norm":
-        model.norm = nn.Identity()
-        for block in model.blocks:
-            block.norm1, block.norm2 = nn.Identity(), nn.Identity()
-    else:
-        raise ValueError(f"part {part!r} is unknown: choose one of {', '.join(PARTS)}")
-    return model

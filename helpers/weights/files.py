@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torchvision.models import WeightsEnum
 
-from helpers.weight_names import HALF, IMAGENET, LAYOUTS, REFUSED, RESHAPES, Layout, general_name
+from helpers.weights.names import HALF, IMAGENET, LAYOUTS, REFUSED, RESHAPES, Layout, general_name
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "weights")  # {"model": {name: tensor}}
 SHOWN = 6  # names in a message before "and 12 more"

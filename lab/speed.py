@@ -18,10 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.batches import training_batches
-from helpers.data import Split
-from helpers.regularization import EMA, drop_path
-from helpers.training import parameter_groups, train_step
+from helpers.augmentation import EMA, drop_path
+from helpers.training import parameter_groups, train_step, training_batches
 
 # Clocks
 
@@ -111,10 +109,9 @@ def endless(data, config, device, resident=True):
             f"{len(data.train)} training images do not make a batch of {config.batch_size}"
         )
     place = device if resident else torch.device("cpu")
-    split = Split(data.train.images.to(place), data.train.labels.to(place))
-    generator = torch.Generator().manual_seed(config.seed)
+    read, generator = data.train.reader(place), torch.Generator().manual_seed(config.seed)
     while True:
-        for x, y, _ in training_batches(split, data, config, generator, place):
+        for x, y, _ in training_batches(data, config, generator, read):
             if len(y) == config.batch_size:
                 yield x.to(device), y.to(device)
 

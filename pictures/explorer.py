@@ -27,13 +27,7 @@ from helpers.plotting import COLORS, draw_image, pixels
 
 LIMIT = 300_000  # bytes of HTML: a notebook with a few such figures still opens at once
 SHADES = 16  # of viridis that are sent; the script mixes what lies between
-COARSER = (
-    0,
-    1 / 40,
-    1 / 20,
-    1 / 10,
-    1 / 5,
-)  # smallest steps, in even shares
+COARSER = (0, 1 / 40, 1 / 20, 1 / 10, 1 / 5)  # smallest steps, in even shares
 MOST_LAYERS = 6  # in the still picture
 
 
@@ -63,7 +57,7 @@ def explorer(model, images, data, titles=None):
         "cols": model.patch_embed.grid_size[1],
         "layers": len(maps),
         "heads": maps[0].shape[1],
-        "classToken": model.cls_token is not None,
+        "classToken": model.num_prefix_tokens == 1,
         "titles": titles,
         "pictures": [picture(image) for image in images],
         "predictions": [answers(row, names) for row in shares],

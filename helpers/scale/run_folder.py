@@ -19,19 +19,16 @@ from pathlib import Path
 
 import torch
 
-from helpers.checkpoints import (
+from helpers.checkpoints import model_arguments, save_checkpoint, whole_file, write_json
+from helpers.scale.distributed import rank, sum_over_processes, world_size
+from helpers.scale.states import (
     first_difference,
-    model_arguments,
     newest_state,
     restore,
-    save_checkpoint,
     save_state,
     states,
     training_state,
-    whole_file,
-    write_json,
 )
-from helpers.distributed import rank, world_size
 
 # Settings that change how a run goes, or where, but not what comes out of it.
 FREE = ("run_dir", "resume", "tensorboard", "device", "precision", "compile", "fsdp", "workers")
@@ -92,16 +89,9 @@ class RunFolder:
 
     def describe(self, resumed_after):
         """Write run.json; a run that is resumed keeps its own and adds when it went on, and how."""
-        for name in (
-            ".run.json.*",
-            ".metrics.csv.*",
-            ".last.safetensors.*",
-            ".state-*.pt.*",
-            ".tmp*",
-        ):
-            for leftover in self.path.glob(
-                name
-            ):  # of a process that was killed; .tmp: safetensors'
+        written = ("run.json", "metrics.csv", "last.safetensors", "state-*.pt", "result.json")
+        for name in written:  # what a process that was killed has left
+            for leftover in self.path.glob(f".{name}.*"):
                 leftover.unlink()
         path, facts = self.path / "run.json", self.facts
         if resumed_after is not None and path.exists():
@@ -132,6 +122,45 @@ class RunFolder:
             self.board.flush()
         kept = {"model": self.facts["model"], "settings": self.settings, "data": self.source}
         save_state(self.path, epoch, {**kept, **state, "epoch": epoch, "records": records})
+
+
+def result_of(history, model, model_args, config):
+    """A run as a dict for result.json: what came out, what went in, on what."""
+    return {
+        "test_accuracy": history.test_accuracy,
+        "test_loss": history.test_loss,
+        "epochs": [vars(record) for record in history.epochs],
+        "seconds": history.seconds,
+        "compile_seconds": history.compile_seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "model": model_args,
+        "config": vars(config),
+        "device": history.device,
+        "machine": machine(config.device),
+        "precision": history.precision,
+        "processes": world_size(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python -m helpers.train", *sys.argv[1:]]),
+        "versions": versions(),
+    }
+
+
+def default_run_dir(name, again):
+    """runs/NAME-3, say: the next number that is free, or the last one to go on with it."""
+    found = [path.name.removeprefix(f"{name}-") for path in Path("runs").glob(f"{name}-*")]
+    last = max((int(number) for number in found if number.isdigit()), default=0)
+    chosen = torch.tensor(max(last, 1) if again else last + 1) * (rank() == 0)
+    return f"runs/{name}-{sum_over_processes(chosen).item()}"
+
+
+def stopped(why, run_dir):
+    """What to tell the user when one of several processes ends too early."""
+    found = states(run_dir) if run_dir else []
+    if not found:
+        return f"error: {why}. No state was saved: start again, with --run-dir to be able to go on."
+    where = f"--run-dir {run_dir} --resume"
+    return f"error: {why}. {found[-1]} is saved: the same command with {where} goes on from there."
 
 
 def tensorboard(path):

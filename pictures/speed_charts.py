@@ -1,9 +1,8 @@
-"""Charts of what helpers/speed.py measures. Every function returns its figure."""
+"""Charts of what lab/speed.py measures. Every function returns its figure."""
 
 import matplotlib.pyplot as plt
 
-from helpers.charts import share_bars
-from helpers.plotting import COLORS, pale
+from helpers.plotting import COLORS, pale, share_bars
 
 TIME_COLORS = {  # kinds of speed.time_by_kind
     "attention": COLORS["attention"],

@@ -4,7 +4,7 @@
     report = load_pretrained(model, ViT_B_16_Weights.IMAGENET1K_V1)  # torchvision downloads it
     timm_model.load_state_dict(to_timm(model), strict=True)
 
-The names are in helpers/weight_names.py, as tables. Files are read without running code in them.
+The names are in helpers/weights/names.py, as tables. Files are read without running code in them.
 """
 
 import math
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from helpers.checkpoints import model_arguments
 from helpers.model import SIZES, VARIANTS, VisionTransformer
-from helpers.weight_files import few, read
-from helpers.weight_names import INTERPOLATIONS, LAYOUTS, general_name
+from helpers.weights.files import few, read
+from helpers.weights.names import INTERPOLATIONS, LAYOUTS, general_name
 
 # What tells a model's size, with the number of axes.
 ESSENTIAL = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}

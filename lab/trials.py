@@ -9,19 +9,18 @@ benchmarks/experiments.py records many of them; records(name) reads what it reco
 import functools
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.cnn import SmallResNet
-from helpers.data import Split, load
+from helpers.data import HOME, Split, load
 from helpers.model import VisionTransformer
-from helpers.probing import shuffle_patches
 from helpers.training import TrainConfig, evaluate, fit
-from helpers.variants import vary
+from lab.cnn import SmallResNet
+from lab.parts import replace_part, without
+from lab.questions import shuffle_patches
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "experiments"
+RESULTS = HOME / "benchmarks" / "results" / "experiments"
 
 # What an experiment changes one thing of. Both cut an image into 16 patches.
 BASE = dict(embed_dim=48, depth=4, num_heads=4, mlp_ratio=2.0, pos_embed_std=0.5)
@@ -34,7 +33,8 @@ LEARNING_RATES = (1e-3, 3e-3, 9e-3)
 def records(experiment):
     """What was recorded of an experiment: {point: its JSON as a dict}, in the order of names.
 
-    FileNotFoundError, with the command that makes them, if nothing is recorded.
+    FileNotFoundError, with the command that makes them, if nothing is recorded: records lie in a
+    clone, so where the package was installed they are looked for in the working directory.
     """
     files = sorted((RESULTS / experiment).glob("*.json"))
     if not files:
@@ -87,18 +87,50 @@ def in_one_order(images, patch_size):
     return mixed[0].view(images.shape[1], len(images), *images.shape[2:]).transpose(0, 1)
 
 
-def build(data, name, model, change, seed):
-    """A new model for data, with weights drawn from seed: BASE, or what model and change say.
+def sizes_of(name, model):
+    """Arguments of build: BASE with the patches of a data set, and what model says otherwise."""
+    return model if "resnet" in model else dict(patch_size=PATCH[name]) | BASE | model
 
-    model: arguments of VisionTransformer, or {"resnet": width}. change: {"name": ..., options}.
+
+def build(data, sizes, change=None, removed=(), seed=0):
+    """A new model for data, an ImageData, its weights drawn from seed.
+
+    sizes: arguments of VisionTransformer that the data do not tell, or {"resnet": width}. change:
+    {"name": ..., options} for parts.replace_part. removed: what parts.without takes away.
     """
     torch.manual_seed(seed)
     C, H, W = data.train.image_shape
-    if "resnet" in model:
-        return SmallResNet(C, len(data.classes), model["resnet"])
-    sizes = dict(patch_size=PATCH[name]) | BASE | model
-    vit = VisionTransformer(img_size=(H, W), in_chans=C, num_classes=len(data.classes), **sizes)
-    return vary(vit, **change) if change else vit
+    if "resnet" in sizes:
+        return SmallResNet(C, len(data.classes), sizes["resnet"])
+    model = VisionTransformer((H, W), in_chans=C, num_classes=len(data.classes), **sizes)
+    if change:
+        replace_part(model, **change)
+    for part in removed:
+        without(model, part)
+    return model
+
+
+def validated(model, data, **settings):
+    """Train model in place -> validation accuracy after the last step, 0 if the loss is no number.
+
+    settings: fields of TrainConfig. The test images stay out of fit.
+    """
+    config = TrainConfig(device="cpu", precision="float32", **settings)
+    try:
+        history = fit(model, replace(data, test=data.validation), config)
+    except FloatingPointError:
+        return 0.0
+    return history.epochs[-1].validation_accuracy
+
+
+def tune(accuracies, lrs):
+    """(the learning rate of lrs that is best by validation, {"rate": accuracies} of all).
+
+    accuracies(lr): validation accuracies, one for each seed that helps to choose.
+    """
+    tried = {lr: accuracies(lr) for lr in lrs}
+    best = max(lrs, key=lambda lr: sum(tried[lr]))
+    return best, {f"{lr:g}": found for lr, found in tried.items()}
 
 
 def size_of(model, image_shape):
@@ -114,54 +146,43 @@ def trial(data, model=None, change=None, images=None, training=None, steps=400, 
           lrs=LEARNING_RATES, tune_seeds=(0,), seeds=(0, 1, 2), test_all=False):  # fmt: skip
     """Tune the learning rate on validation images, train with every seed, test the chosen once.
 
-    data: "digits" or "fashion-mnist"; images: arguments of images_of. model, change: see build.
-    training: fields of TrainConfig that differ from PLAIN images and batches of 64. Each rate of
-    lrs is tried with tune_seeds for tune_steps (default: steps) and the best mean validation
-    accuracy after the last step decides; a run whose loss is no number counts as 0. A seed decides
-    the weights, the order of the images and, where images["train"] cuts them, which ones.
+    data: "digits" or "fashion-mnist"; images: arguments of images_of. model: what differs from
+    BASE, or {"resnet": width}; change: see build. training: fields of TrainConfig that differ from
+    PLAIN images and batches of 64. Each rate of lrs is tried with tune_seeds for tune_steps
+    (default: steps) and the best mean validation accuracy after the last step decides; a run whose
+    loss is no number counts as 0. A seed decides the weights, the order of the images and, where
+    images["train"] cuts them, which ones.
 
     -> a dict that JSON can hold: lr, tried {lr: validation accuracies}, and validation and test,
     accuracies 0..1 of the chosen one, one for each seed. With test_all, every rate is trained with
     every seed and tested_all {lr: test accuracies} says how all did: they choose nothing.
     """
-    model, images = model or {}, images or {}
+    images = images or {}
     tune_seeds = seeds if test_all else tune_seeds
-    tune_steps, done = tune_steps or steps, {}
+    tune_steps, sizes = tune_steps or steps, sizes_of(data, model or {})
 
+    @functools.cache  # the same run is not done twice
     def run(lr, seed, count):
-        """(model, data) after count steps; the same run is not done twice."""
-        if (lr, seed, count) not in done:
-            part = images_of(data, **({"subset_seed": seed} | images))
-            net = build(part, data, model, change, seed)
-            again = -(-EPOCH // len(part.train))  # few images come several times in an epoch
-            repeated = Split(
-                part.train.images.repeat(again, 1, 1, 1), part.train.labels.repeat(again)
-            )
-            batches = -(-len(repeated) // 64)
-            config = dict(batch_size=64, epochs=max(1, round(count / batches)), device="cpu",
-                          precision="float32")  # fmt: skip
-            config = TrainConfig(**(config | PLAIN | (training or {})), lr=lr, seed=seed)
-            # the test images stay out of fit
-            unseen = replace(part, train=repeated, test=part.validation)
-            try:
-                history = fit(net, unseen, config)
-                validation = history.epochs[-1].validation_accuracy
-            except FloatingPointError:
-                validation = 0.0
-            done[lr, seed, count] = net, part, validation
-        return done[lr, seed, count]
+        """(model, data, validation accuracy) after count steps."""
+        part = images_of(data, **({"subset_seed": seed} | images))
+        net = build(part, sizes, change, seed=seed)
+        again = -(-EPOCH // len(part.train))  # few images come several times in an epoch
+        repeated = Split(part.train.images.repeat(again, 1, 1, 1), part.train.labels.repeat(again))
+        epochs = max(1, round(count / -(-len(repeated) // 64)))
+        settings = dict(batch_size=64, epochs=epochs) | PLAIN | (training or {})
+        repeated = replace(part, train=repeated)
+        return net, part, validated(net, repeated, **settings, lr=lr, seed=seed)
 
     def test(lr, seed):
         net, part, validation = run(lr, seed, steps)
         return evaluate(net, part, "test")[1] if validation else 0.0
 
-    tried = {lr: [run(lr, seed, tune_steps)[2] for seed in tune_seeds] for lr in lrs}
-    lr = max(lrs, key=lambda lr: sum(tried[lr]))
-    result = dict(lr=lr, tried={f"{lr:g}": tried[lr] for lr in lrs})
+    lr, tried = tune(lambda lr: [run(lr, seed, tune_steps)[2] for seed in tune_seeds], lrs)
+    result = dict(lr=lr, tried=tried)
     result["validation"] = [run(lr, seed, steps)[2] for seed in seeds]
     result["test"] = [test(lr, seed) for seed in seeds]
     if test_all:
         result["tested_all"] = {f"{lr:g}": [test(lr, seed) for seed in seeds] for lr in lrs}
     net, part, _ = run(lr, seeds[0], steps)
-    sizes = {"train": len(part.train), "validation": len(part.validation), "test": len(part.test)}
-    return result | {"images": sizes, **size_of(net, part.train.image_shape)}
+    counts = {"train": len(part.train), "validation": len(part.validation), "test": len(part.test)}
+    return result | {"images": counts, **size_of(net, part.train.image_shape)}

@@ -1,0 +1,1 @@
+"""For runs that outgrow one process, one memory or one sitting."""
