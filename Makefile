@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself, once. PYTHON=... and TORCH_INDEX=... are for tools/setup.sh.
 .DEFAULT_GOAL := help
-.PHONY: help lab run test notebooks bench pretrained address clean
+.PHONY: help lab run check test notebooks bench pretrained address clean
 
 PY := .venv/bin/python
 READY := .venv/.complete
@@ -24,6 +24,9 @@ lab: $(READY) ## open the series in JupyterLab
 
 run: $(READY) ## run every notebook without a browser; pages in build/index.html
 	@$(PY) tools/run_notebooks.py
+
+check: $(READY) ## what to run while editing: ruff, the model, the loop, the rules; under a minute
+	@$(PY) tools/test_all.py --quick
 
 test: $(READY) ## ruff, the unit tests, and every notebook against its stored outputs
 	@$(PY) tools/test_all.py

@@ -23,7 +23,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-import throughput  # noqa: E402
+import throughput
 
 from helpers.augmentation import drop_path
 from helpers.checkpoints import write_json

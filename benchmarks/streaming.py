@@ -26,7 +26,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from throughput import DTYPES, device_name, seconds, training_step, write_result  # noqa: E402
+from throughput import DTYPES, device_name, seconds, training_step, write_result
 
 from helpers.model import create_vit
 from helpers.plotting import sample_photo

@@ -14,10 +14,12 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from urllib.error import URLError
 
 import numpy as np
@@ -245,9 +247,9 @@ def _read_cifar10(places: list[Path]) -> tuple[Parts, tuple[str, ...]]:
     folder = next((path for path in folders if path.is_dir()), folders[0])
     if not folder.is_dir():
         archive = _published(known.filename, known.tgz_md5, [known.url], places)
-        with tempfile.TemporaryDirectory(prefix=".", dir=places[0]) as temporary:
-            extract_archive(str(archive), temporary)
-            os.replace(Path(temporary, known.base_folder), folder)
+        with _room_beside(folder) as temporary:
+            extract_archive(str(archive), str(temporary))
+            (temporary / known.base_folder).replace(folder)
     try:
         for part, train in (("train", True), ("test", False)):
             found = known(folder.parent, train=train)
@@ -270,6 +272,9 @@ NAMED = {
 
 
 # Finding files and fetching them
+
+# What download_url raises (RuntimeError: the checksum is another), but for a full disk's OSError
+NETWORK_ERRORS = HTTPException, URLError, ConnectionError, TimeoutError, SSLError, RuntimeError
 
 
 def known_name(name: str | Path) -> str | None:
@@ -298,23 +303,30 @@ def _published(file: str, md5: str, urls: list[str], places: list[Path]) -> Path
         if path.is_file():
             raise ValueError(f"{path} is not the published file, or not all of it. {ANEW}")
     path, reasons = places[0] / file, []
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
-            for url in urls:
-                try:
-                    download_url(url, temporary, path.name, md5)
-                except (HTTPException, RuntimeError, URLError, TimeoutError) as error:
-                    reasons.append(f"  {url}: {error}")
-                    continue
-                return Path(temporary, path.name).replace(path)
-    except OSError as error:
-        raise OSError(
-            f"{path} is not there yet and cannot be written: {error}. Pass as root a folder that "
-            'you may write to and that has room. load("digits") needs none.'
-        ) from error
+    with _room_beside(path) as temporary:
+        for url in urls:
+            try:
+                download_url(url, temporary, path.name, md5)
+            except NETWORK_ERRORS as error:
+                reasons.append(f"  {url}: {error}")
+                continue
+            return (temporary / path.name).replace(path)
     raise ConnectionError(
         f"could not download {path.name}:\n" + "\n".join(reasons) + f"\nPut it by hand into "
         f"{path.parent}, or name a folder that has it as root or in VIT_DATA. "
         'load("digits") needs no network.'
     )
+
+
+@contextmanager
+def _room_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside path, to make it in: then it is there whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
+            yield Path(temporary)
+    except OSError as error:
+        raise OSError(
+            f"{path} is not there yet and cannot be written: {error}. Pass as root a folder that "
+            'you may write to and that has room. load("digits") needs none.'
+        ) from error

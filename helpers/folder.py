@@ -60,8 +60,9 @@ def list_folder(folder: Path) -> tuple[dict[str, tuple[Path, Files]], tuple[str,
     """List folder/CLASS/PICTURE, or folder/train/CLASS/PICTURE with val/ and test/ beside train/.
 
     With train/ and one held-out folder, be it called val/ or test/, that folder is the test split.
-    With all three each is what it is called. Classes are the sub-folders' names, sorted. Returns
-    ({part: (its folder, what lies in it)}, classes); no file is opened.
+    With all three each is what it is called. Classes are the sub-folders' names, sorted; a picture
+    deeper inside belongs to the class too. Returns ({part: (its folder, what lies in it)},
+    classes); no file is opened.
     """
     names = [path.name for path in _visible(folder) if path.is_dir()]
     splits = [name for name in names if name in ("train", *HELD_OUT)]

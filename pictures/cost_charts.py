@@ -1,9 +1,11 @@
 """Charts of what an encoder block costs, from the panels and bars of lab/cost.py."""
 
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from helpers.plotting import COLORS, share_bars
+from helpers.plotting import COLORS
 
 MARKS = (("queries", "o"), ("keys", "s"), ("values", "^"))
 PIECES = {  # of an encoder block's forward pass, in order
@@ -60,3 +62,29 @@ def beside(panels, ylabel, title="", level=None, named=None):
 def piece_bars(bars, title=""):
     """cost.piece_shares as bars, every piece in its colour."""
     return share_bars(bars, list(PIECES.values()), title)
+
+
+def share_bars(bars, colors, title=""):
+    """One bar for each name in bars, {name: {part: amount}}, cut into the parts' shares of the sum.
+
+    colors: one for each part, in order; all bars have the same parts. Shares are written in where
+    they fit.
+    """
+    figure, ax = plt.subplots(figsize=(8, 0.5 * len(bars) + 1), dpi=100, layout="constrained")
+    for y, amounts in enumerate(bars.values()):
+        left = 0
+        for color, (part, amount) in zip(colors, amounts.items(), strict=True):
+            share = amount / sum(amounts.values())
+            label = part if y == 0 else None
+            ax.barh(y, share, left=left, color=color, edgecolor="white", label=label)
+            if share > 0.04:
+                ink = "white" if np.dot(to_rgb(color), (0.3, 0.6, 0.1)) < 0.45 else COLORS["ink"]
+                ax.text(left + share / 2, y, f"{share:.0%}", ha="center", va="center", color=ink)
+            left += share
+    ax.set_yticks(range(len(bars)), labels=bars)
+    ax.tick_params(length=0)
+    ax.set(xlim=(0, 1), xticks=[], ylim=(len(bars) - 0.5, -0.5))
+    ax.set_title(title, size=10)
+    ax.spines[:].set_visible(False)
+    ax.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9)
+    return figure

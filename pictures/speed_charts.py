@@ -2,7 +2,8 @@
 
 import matplotlib.pyplot as plt
 
-from helpers.plotting import COLORS, pale, share_bars
+from helpers.plotting import COLORS, pale
+from pictures.cost_charts import share_bars
 
 TIME_COLORS = {  # kinds of speed.time_by_kind
     "attention": COLORS["attention"],

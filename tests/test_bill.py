@@ -9,12 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 from helpers.model import EncoderBlock, VisionTransformer, attention
 from lab import cost, speed
 from pictures import cost_charts
-from tests.test_plotting import artists, assert_nothing_outside  # noqa: E402
+from tests.test_plotting import artists, assert_nothing_outside
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from tests.notebook_rules import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import experiments  # noqa: E402
+import experiments
 
 FACTS = {"experiment", "point", "function", "arguments", "device", "torch_threads", "versions",
          "date", "seconds", "command"}  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 from pictures.inspection_charts import accuracy_panels, head_distances, masks_over_images
 

@@ -154,8 +154,8 @@ BAD = [
     (rules.rule_recap, source(6, "## Recap\n\nAll done."), "has no table"),
     (
         rules.rule_short_classes,
-        source(3, "class Long:\n" + '    """A word."""\n\n    # free\n' + "    x = 1\n" * 30),
-        r"cell \[2\]: Long has 31 lines",
+        source(3, "class Long:\n" + '    """A word."""\n\n    # free\n' + "    x = 1\n" * 33),
+        r"cell \[2\]: Long has 34 lines",
     ),
     (rules.rule_any_directory, source(5, "import os\nos.chdir('..')"), "changes the working"),
     (rules.rule_any_directory, source(5, "%cd .."), r"cell \[3\] changes the working"),
@@ -192,6 +192,15 @@ def test_badge_belongs_to_the_address(page):
     assert "loads from the net" in rules.rule_no_remote_picture(path, notebook, "")[0]
     other = rules.rule_no_remote_picture(path, notebook, "https://github.com/a/c")
     assert "badge is not there" in other[0]
+
+
+def test_a_promised_class_must_be_there(page):
+    path, notebook = page
+    missing = rules.rule_one_source(path.with_name("07_mlp.ipynb"), notebook)
+    assert missing == []  # the page holds MLP
+    notebook.cells[3].source = notebook.cells[3].source.replace("class MLP", "class Mlp")
+    (problem,) = rules.rule_one_source(path.with_name("07_mlp.ipynb"), notebook)
+    assert problem == "MLP is promised, but not here and in a room"
 
 
 def test_docstrings_may_differ(page):

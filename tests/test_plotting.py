@@ -12,7 +12,7 @@ from PIL import Image
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 from helpers import plotting
 from helpers.inspection import attention_maps

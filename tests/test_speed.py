@@ -14,7 +14,7 @@ from torch import nn
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 from helpers import training
 from helpers.data import Split, load
@@ -22,11 +22,11 @@ from helpers.model import VisionTransformer, create_vit
 from helpers.training import TrainConfig, fit
 from lab import speed
 from pictures import speed_charts
-from tests.notebook_rules import ROOT  # noqa: E402
-from tests.test_plotting import artists, assert_nothing_outside  # noqa: E402
+from tests.notebook_rules import ROOT
+from tests.test_plotting import artists, assert_nothing_outside
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import gpu  # noqa: E402
+import gpu
 
 CPU = torch.device("cpu")
 TINY = dict(

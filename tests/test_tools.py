@@ -212,6 +212,45 @@ def test_all_checks_run_and_one_line_sums_up(monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("\n1 passed, 1 failed, 0 skipped\n")
 
 
+def test_a_quick_check_leaves_the_notebooks_out_and_names_files_that_are_there():
+    (pytest,) = (arguments for arguments in test_all.QUICK.values() if "pytest" in arguments)
+    named = [ROOT / part for part in pytest if part.startswith("tests/")]
+    assert "--nbval" not in pytest and len(named) == 4 and all(path.is_file() for path in named)
+
+
+# What `pip install .` brings
+
+
+def test_installed_elsewhere_all_rooms_are_whole(tmp_path):
+    clone, site, work = (tmp_path / name for name in ("clone", "site", "work"))
+    for path in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        clone.mkdir(exist_ok=True)
+        shutil.copy(ROOT / path, clone)
+    for room in ("helpers", "lab", "pictures"):
+        shutil.copytree(ROOT / room, clone / room, ignore=shutil.ignore_patterns("__pycache__"))
+    options = ["-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", site]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, clone], check=True)
+    work.mkdir()
+    program = (
+        "import helpers.data, helpers.train, lab.task_trials, pictures.explorer as explorer\n"
+        "from pathlib import Path\n"
+        "assert Path(explorer.__file__).is_relative_to(Path.cwd().parent / 'site')\n"
+        "assert explorer.Path(explorer.__file__).with_name('explorer.js').is_file()\n"
+        "assert helpers.data.DATA_FOLDER == Path.cwd() / 'data'\n"
+        "print(len(helpers.data.load('digits').test))\n"
+        "lab.task_trials.make_task('place', 8, 4)\n"
+        "try: lab.trials.records('base')\n"
+        "except FileNotFoundError as error: print(error)\n"
+    )
+    program = program.replace("lab.task_trials, ", "lab.task_trials, lab.trials, ")
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=work, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("360\nnothing is recorded of 'base'")
+
+
 # setup.sh, with a Python that only pretends
 
 FAKE_PYTHON = """#!/bin/sh
@@ -329,7 +368,8 @@ def test_makefile_names_its_targets():
     make = shutil.which("make") or pytest.skip("no make here")
     said = subprocess.run([make, "-s"], cwd=ROOT, capture_output=True, text=True).stdout
     targets = [line.split()[1] for line in said.splitlines()]
-    assert targets == ["lab", "run", "test", "notebooks", "bench", "pretrained", "address", "clean"]
+    names = "lab run check test notebooks bench pretrained address clean"
+    assert targets == names.split()
 
 
 def test_ci_calls_make_test():

@@ -1,5 +1,8 @@
 """What `make test` does: ruff, the unit tests, every notebook against its outputs; one summary.
 
+    python tools/test_all.py            all of it
+    python tools/test_all.py --quick    what `make check` does, for one who edits: under a minute
+
 All checks run even if an earlier one fails; the exit status is 1 if any did.
 """
 
@@ -15,12 +18,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # Two to four processes with one thread each finish sooner than one process with many threads: the
 # models are small. A file, so a notebook too, stays in one process.
 PARALLEL = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
+SLOW = ["--durations=15", "--durations-min=2"]  # the slowest are named below the dots
 CHECKS = {
     "ruff check": ["ruff", "check", "."],
     "ruff format": ["ruff", "format", "--check", "."],
-    "unit tests": ["pytest", *PARALLEL, "tests"],
-    "notebooks": ["pytest", *PARALLEL, "--nbval", "notebooks"],
+    "unit tests": ["pytest", *PARALLEL, *SLOW, "tests"],
+    "notebooks": ["pytest", *PARALLEL, *SLOW, "--nbval", "notebooks"],
 }
+# The model against its peers, the notebook's loop against fit, the rules of notebooks and rooms.
+FIRST = [f"tests/test_{name}.py" for name in ("model", "notebook_10", "notebooks", "rooms")]
+QUICK = CHECKS | {"unit tests": ["pytest", *PARALLEL, *SLOW, *FIRST]}
+del QUICK["notebooks"]
 
 
 def counts(report):
@@ -49,7 +57,7 @@ def check(arguments, root=ROOT):
 def main():
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows = []
-    for name, arguments in CHECKS.items():
+    for name, arguments in (QUICK if "--quick" in sys.argv[1:] else CHECKS).items():
         print(f"\n== {name}", flush=True)
         start = time.perf_counter()
         rows.append((name, *check(arguments), time.perf_counter() - start))

@@ -62,7 +62,8 @@ class FileSplit:
     ) -> Callable[..., Iterator]:
         """read(numbers, seed): uint8 images (b, 3, S, S) and labels (b,) on device, S = img_size.
 
-        numbers: a list of tensors of numbers into this split, a batch each.
+        numbers: a list of tensors of numbers into this split, a batch each. One read at a time: a
+            new one may begin before the last one's end, which is then lost.
         train: a random crop, mirrored half the time unless flip is False, and one random change of
             colour or shape; otherwise the shorter side becomes S * 256 / 224, the centre is cut.
         seed: of the random numbers, together with a picture's number. Give each epoch another one.
@@ -113,7 +114,7 @@ def load_streaming(
     Arguments, layouts of the folder, classes and splits are load's: the same split_seed puts the
     same pictures on the same side. Nothing is decoded but up to 1,000 training pictures, at even
     distances, for mean and std. A file whose name does not end like a picture's is looked into, and
-    named on stderr if it is none; a broken picture is found when it is needed, see loader.
+    named on stderr if it is none; a broken picture is found when it is needed, see reader.
 
     Raises load's errors, and ValueError for a data set that is no folder of pictures.
     """
