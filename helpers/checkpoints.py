@@ -39,12 +39,16 @@ def write_json(path, facts):
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
 
 
+def ratio_for(D, M):
+    """The mlp_ratio with which EncoderBlock's int(mlp_ratio * D) is M: M / D, or a hair more."""
+    ratio = M / D
+    return ratio if int(ratio * D) == M else math.nextafter(ratio, math.inf)
+
+
 def model_arguments(model):
     """The arguments that build a VisionTransformer of this model's shape."""
     in_chans, H, W = model.patch_embed.input_shape
     block = model.blocks[0]
-    D, M = block.mlp.fc1.in_features, block.mlp.fc1.out_features
-    exact = int(M / D * D) == M  # else a hair more, so that EncoderBlock's int(mlp_ratio * D) is M
     return {
         "img_size": (H, W),
         "patch_size": model.patch_embed.proj.kernel_size[0],
@@ -53,7 +57,7 @@ def model_arguments(model):
         "embed_dim": model.pos_embed.shape[-1],
         "depth": len(model.blocks),
         "num_heads": block.attn.num_heads,
-        "mlp_ratio": M / D if exact else math.nextafter(M / D, math.inf),
+        "mlp_ratio": ratio_for(block.mlp.fc1.in_features, block.mlp.fc1.out_features),
         "drop_rate": model.pos_drop.p,
         "global_pool": "token" if model.num_prefix_tokens else "avg",
         "representation_size": model.pre_logits[0].out_features if len(model.pre_logits) else None,

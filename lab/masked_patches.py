@@ -12,7 +12,6 @@ as it is: a hook changes what its patch embedding gives; positions are added aft
 """
 
 import copy
-import itertools
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -140,7 +139,8 @@ def pretrain(model, data, steps, lr=3e-3, weight_decay=0.1, batch_size=64, seed=
     curve, sums = [], torch.zeros(3)
     batches = batches_without_end(len(data.train), batch_size, generator)
     read = data.train.reader(device, train=False)
-    for step, (x, _) in enumerate(read(list(itertools.islice(batches, steps)))):
+    for step in range(steps):
+        x, _ = next(read([next(batches)]))  # the order of a pass is drawn when it begins
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, config)
         kinds, other = draw_corruption(len(x), model.patch_embed.num_patches, generator)

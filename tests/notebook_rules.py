@@ -4,6 +4,7 @@ A rule takes a notebook's path and content and returns a list of complaints, emp
 """
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -193,6 +194,16 @@ def classes(tree):
     return found
 
 
+@functools.cache
+def classes_of_the_rooms():
+    """{file: its classes} of helpers, lab and pictures."""
+    found = {}
+    for path in [p for room in ("helpers", "lab", "pictures") for p in (ROOT / room).rglob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found[path.relative_to(ROOT).as_posix()] = classes(tree)
+    return found
+
+
 def rule_one_source(path, notebook):
     """A class of a page and of helpers, lab or pictures with one name is one; PROMISED are there"""
     problems, twins = [], set()
@@ -201,13 +212,11 @@ def rule_one_source(path, notebook):
         for number, cell in code_cells(notebook)
         for name, tree in classes(syntax(cell.source)).items()
     ]
-    for room in ("helpers", "lab", "pictures"):
-        for module in sorted((ROOT / room).rglob("*.py")):
-            ours = classes(ast.parse(module.read_text(encoding="utf-8")))
-            for number, name, tree in here:
-                if ours.get(name, tree) != tree:
-                    problems.append(f"cell [{number}]: {name} is not {name} of {module.name}")
-                twins |= {name} & set(ours)
+    for module, ours in classes_of_the_rooms().items():
+        for number, name, tree in here:
+            if ours.get(name, tree) != tree:
+                problems.append(f"cell [{number}]: {name} is not {name} of {module}")
+            twins |= {name} & set(ours)
     missing = set(PROMISED.get(path.stem, ())) - twins
     problems += [f"{name} is promised, but not here and in a room" for name in sorted(missing)]
     return problems

@@ -1,16 +1,33 @@
-"""helpers/augmentation.py: what happens to training images before the model sees them."""
+"""helpers/augmentation.py: random changes to images and labels, to branches, to weights."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import map_coordinates
+from timm.layers import drop_path as timm_drop_path
 from torchvision.transforms import v2
 
-from helpers import augmentation
-from helpers.augmentation import GROUP, augment, erase, mix, normalize
-from helpers.data import load
-from helpers.plotting import sample_photo
-from helpers.scale.distributed import Part
+from helpers.augmentation import (
+    EMA,
+    GROUP,
+    POLICIES,
+    Rows,
+    apply_policy,
+    augment,
+    averaged,
+    drop_path,
+    erase,
+    mix,
+    normalize,
+)
+from helpers.model import VisionTransformer
 from helpers.training import TrainConfig
+from tests.peers import randomize
+
+close = torch.testing.assert_close
 
 
 def seeded(seed=0):
@@ -22,206 +39,183 @@ def still(**changes):
     return TrainConfig(**(dict(shift=0, rotate=0, zoom=0) | changes))
 
 
-def test_augment_can_leave_images_as_they_are():
-    images = torch.randint(0, 256, (5, 2, 6, 4), dtype=torch.uint8)
-    out = augment(images, still(), flip=False)
-    torch.testing.assert_close(out, images.float(), atol=1e-3, rtol=0)
+def photos(n, H=12, W=16, seed=8):
+    """Random images uint8 (n, 3, H, W)."""
+    return torch.randint(0, 256, (n, 3, H, W), dtype=torch.uint8, generator=seeded(seed))
 
 
-def centre_of_mass(images):
-    """(B, 1, H, W) -> (B, 2): row and column, in pixels."""
-    H, W = images.shape[2:]
-    mass = images.float().sum((1, 2, 3))
-    rows = (images.float() * torch.arange(H)[:, None]).sum((1, 2, 3)) / mass
-    columns = (images.float() * torch.arange(W)).sum((1, 2, 3)) / mass
-    return torch.stack([rows, columns], dim=1)
+# Images
 
 
-def test_augment_moves_each_image_by_up_to_shift_pixels():
-    torch.manual_seed(0)
-    images = torch.zeros(200, 1, 12, 16)
-    images[:, :, 5:7, 7:9] = 255.0
-    moves = centre_of_mass(augment(images, still(shift=2), flip=False)) - centre_of_mass(images)
-    assert moves.abs().max() <= 2.001 and moves.abs().max(0).values.min() > 1.8
-    assert len(moves.unique(dim=0)) > 190 and moves.mean(0).abs().max() < 0.3
+def test_augment_is_one_affine_map_an_image():
+    """Pixel by pixel against scipy, with the numbers that the generator draws."""
+    H, W, images = 9, 14, photos(12, 9, 14)
+    out = augment(images, TrainConfig(shift=2, rotate=30, zoom=0.2), True, seeded(1))
+    shift, angle, zoom, mirror = torch.rand(4, 12, 2, generator=seeded(1)).numpy() * 2 - 1
+    y, x = np.mgrid[:H, :W] - np.array([(H - 1) / 2, (W - 1) / 2])[:, None, None]  # from the centre
+    for i, image in enumerate(images):
+        turn, scale = np.deg2rad(30 * angle[i, 0]), 1 + 0.2 * zoom[i, 0]
+        right = scale * np.sign(mirror[i, 0]) * (np.cos(turn) * x - np.sin(turn) * y)
+        down = scale * (np.sin(turn) * x + np.cos(turn) * y)
+        place = [down + (H - 1) / 2 + 2 * shift[i, 1], right + (W - 1) / 2 + 2 * shift[i, 0]]
+        for channel, ours in zip(image.double().numpy(), out[i], strict=True):
+            theirs = map_coordinates(channel, place, order=1, mode="grid-constant")
+            close(ours, torch.from_numpy(theirs).float(), atol=5e-3, rtol=0)
 
 
-def test_augment_turns_by_up_to_rotate_degrees_without_shearing():
-    torch.manual_seed(0)
-    images = torch.zeros(200, 1, 33, 65)
-    images[:, :, 16, 42] = 255.0  # 10 pixels right of the centre
-    where = centre_of_mass(augment(images, still(rotate=30), flip=False))
-    offsets = where - torch.tensor([16.0, 32.0])
-    angles = torch.atan2(offsets[:, 0], offsets[:, 1]).rad2deg()
-    assert 28 < angles.abs().max() <= 32 and angles.min() < -25 and angles.max() > 25
-    assert ((offsets.norm(dim=1) - 10).abs() < 0.6).all()  # the distance stays
+def test_augment_does_nothing_unasked_and_mirrors_half_of_the_images():
+    images = photos(400, 4, 6)
+    close(augment(images, still(), False), images.float(), atol=1e-3, rtol=0)
+    out = augment(images, still(), True, seeded()).round()
+    same, mirrored = ((out == x).flatten(1).all(1) for x in (images, images.flip(3)))
+    assert (same ^ mirrored).all() and 150 < mirrored.sum() < 250
 
 
-def test_augment_zooms_each_image():
-    torch.manual_seed(0)
-    images = torch.zeros(200, 1, 33, 33)
-    images[:, :, 11:22, 11:22] = 255.0
-    sides = (augment(images, still(zoom=0.2), flip=False).sum((1, 2, 3)) / 255).sqrt()
-    assert 11 / 1.25 < sides.min() < 11 / 1.1 and 11 / 0.9 < sides.max() < 11 / 0.75
+def test_normalized_channels_have_mean_0_and_deviation_1():
+    images = photos(50) // torch.tensor([1, 2, 5])[:, None, None]
+    share = images / 255
+    mean, std = share.mean((0, 2, 3)).tolist(), share.std((0, 2, 3), correction=0).tolist()
+    x = normalize(images, SimpleNamespace(mean=tuple(mean), std=tuple(std)))
+    close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    close(x.std((0, 2, 3), correction=0), torch.ones(3))
 
 
-def test_augment_mirrors_about_half():
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (400, 1, 4, 6), dtype=torch.uint8)
-    out = augment(images, still(), flip=True).round()
-    same = (out == images).flatten(1).all(1)
-    mirrored = (out == images.flip(3)).flatten(1).all(1)
-    assert (same | mirrored).all() and 150 < mirrored.sum() < 250
-
-
-def test_normalized_training_images_have_mean_0_and_deviation_1():
-    digits = load("digits")
-    x = normalize(digits.train.images, digits)
-    assert x.dtype == torch.float32
-    assert x.mean().abs() < 1e-4 and abs(x.std() - 1) < 1e-3
-
-
-# Policies of torchvision
-
-
-@pytest.fixture(scope="module")
-def photos():
-    """40 crops of a photograph, uint8 (40, 3, 24, 24)."""
-    photo = torch.from_numpy(sample_photo("china.jpg", 120))
-    crops = [photo[:, y : y + 24, x : x + 24] for y in range(0, 96, 12) for x in range(0, 60, 12)]
-    return torch.stack(crops)
-
-
-@pytest.mark.parametrize("policy", augmentation.POLICIES)
-def test_a_policy_changes_every_group_in_its_own_way(photos, policy):
-    """All images of a group share torchvision's draw; each group has its own."""
-    same = photos[:1].expand(6 * GROUP, -1, -1, -1)
-    out = augment(same, still(policy=policy), False, seeded(1)).round()
-    groups = out.view(6, GROUP, *out.shape[1:])
-    assert (groups == groups[:, :1]).all()
-    assert len(groups[:, 0].flatten(1).unique(dim=0)) >= 4
-
-
-def test_a_policy_is_torchvisions_own(photos):
-    """With the seed that a group drew, torchvision's transform gives the same images."""
-    generator = seeded(3)
-    out = augmentation.apply_policy(photos, "trivial", generator, Part(0, 40, 40))
-    seeds = torch.randint(2**31, (3,), generator=seeded(3)).tolist()
-    for seed, ours, before in zip(seeds, out.split(GROUP), photos.split(GROUP), strict=True):
-        torch.manual_seed(seed)
-        assert torch.equal(ours, v2.TrivialAugmentWide()(before))
-
-
-def test_a_policy_leaves_the_global_random_numbers_alone(photos):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_is_torchvisions_own_seeded_for_each_group(name):
+    images, auto = photos(40, 24, 24), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    theirs = {"trivial": v2.TrivialAugmentWide(), "rand": v2.RandAugment(), "auto": auto}[name]
     before = torch.get_rng_state()
-    augment(photos, still(policy="trivial"), True, seeded())
+    out = apply_policy(images, name, seeded(3))
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_unknown_policy_is_refused(photos):
+    seeds = torch.randint(2**31, (3,), generator=seeded(3)).tolist()  # of 16, 16 and 8 images
+    for seed, ours, group in zip(seeds, out.split(GROUP), images.split(GROUP), strict=True):
+        torch.manual_seed(seed)
+        assert torch.equal(ours, theirs(group))
     with pytest.raises(ValueError, match="'autumn'.*'trivial'"):
-        augment(photos, still(policy="autumn"), False)
+        augment(images, still(policy="autumn"), False)
 
 
-# Mixing
+def to_mix(n, K=5):
+    """Standardised images, labels and the number of classes."""
+    return photos(n) / 255 + 1, torch.randint(K, (n,), generator=seeded(9)), K
 
 
-def labels_and_images(n=400, K=5):
-    y = torch.randint(K, (n,), generator=seeded(9))
-    return torch.rand(n, 3, 12, 16, generator=seeded(8)), y, K
-
-
-def test_mixup_is_torchvisions_for_each_pair():
-    x, y, K = labels_and_images(8)
+def test_mixup_is_torchvisions_for_each_pair_and_the_last_of_an_odd_batch_stays():
+    x, y, K = to_mix(9)
     mixed, labels = mix(x, y, K, still(mixup=1.0), seeded())
-    stays = torch.rand(4, 4, generator=seeded())[1]
-    theirs = v2.MixUp(num_classes=K)
+    stays, theirs = torch.rand(4, 5, generator=seeded())[1], v2.MixUp(num_classes=K)
     for i in range(4):
         pair = slice(2 * i, 2 * i + 2)
-        truth = y[pair]
-        params = {"lam": stays[i].item(), "labels": truth, "batch_size": 2}
-        torch.testing.assert_close(mixed[pair], theirs.transform(x[pair], params))
-        torch.testing.assert_close(labels[pair], theirs.transform(truth, params).float())
+        params = {"lam": stays[i].item(), "labels": y[pair], "batch_size": 2}
+        close(mixed[pair], theirs.transform(x[pair], params))
+        close(labels[pair], theirs.transform(params["labels"], params).float())
+    close(mixed[8], x[8])
+    close(labels[8], F.one_hot(y[8], K).float())
 
 
-def test_cutmix_swaps_one_rectangle_and_labels_say_how_much():
-    x, y, K = labels_and_images()
+def test_cutmix_swaps_a_rectangle_of_the_area_drawn_and_labels_say_how_much():
+    n = 400
+    x, y, K = to_mix(n)
+    x = F.interpolate(x, size=(48, 64)) + 2 * torch.arange(n)[:, None, None, None]  # all differ
     mixed, labels = mix(x, y, K, still(cutmix=1.0), seeded())
-    other = x.view(-1, 2, *x.shape[1:]).flip(1).reshape(x.shape)
-    foreign = (mixed != x).any(1)  # (B, H, W)
-    assert torch.equal(mixed, torch.where(foreign[:, None], other, x))
-    for i in range(0, 60):
-        rows, cols = foreign[i].any(1).nonzero(), foreign[i].any(0).nonzero()
-        if len(rows):
-            box = foreign[i, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-            assert box.all()
-    share = 1 - foreign.float().mean((1, 2))[:, None]
-    y2 = y.view(-1, 2).flip(1).flatten()
-    expected = share * F.one_hot(y, K) + (1 - share) * F.one_hot(y2, K)
-    torch.testing.assert_close(labels, expected)
-    assert share.min() < 0.3 and share.max() > 0.9
-
-
-def test_cutmix_swaps_the_area_that_was_drawn():
-    x = torch.rand(200, 1, 48, 64, generator=seeded(8))
-    mixed, _ = mix(x, torch.zeros(200, dtype=torch.long), 2, still(cutmix=1.0), seeded())
-    _, stays, row, col = torch.rand(4, 100, generator=seeded())
-    area = (mixed != x)[::2].float().mean((1, 2, 3))
-    side = (1 - stays).sqrt()
-    uncut = torch.maximum((row - 0.5).abs(), (col - 0.5).abs()) + side / 2 < 0.5
-    assert uncut.sum() > 10
-    torch.testing.assert_close(area[uncut], (1 - stays)[uncut], atol=0.04, rtol=0)
-    assert (area < 1 - stays + 0.04).all()
+    other = torch.arange(n) ^ 1
+    foreign = (mixed != x).any(1)  # (n, H, W)
+    assert torch.equal(mixed, torch.where(foreign[:, None], x[other], x))
+    rows, cols = foreign.any(2), foreign.any(1)  # a rectangle is where its rows and columns cross
+    assert torch.equal(foreign, rows[:, :, None] & cols[:, None])
+    assert all(line.diff(dim=1).sum(1).max() <= 2 for line in (rows, cols))  # in one piece
+    area = foreign.float().mean((1, 2))
+    ours, theirs = F.one_hot(y, K), F.one_hot(y[other], K)
+    close(labels, (1 - area)[:, None] * ours + area[:, None] * theirs)
+    _, stays, row, col = torch.rand(4, n // 2, generator=seeded()).repeat_interleave(2, dim=1)
+    inside = torch.maximum((row - 0.5).abs(), (col - 0.5).abs()) + (1 - stays).sqrt() / 2 < 0.5
+    close(area[inside], (1 - stays)[inside], atol=0.04, rtol=0)
+    assert inside.sum() > 20 and (area < 1 - stays + 0.04).all()  # beyond the edge: less
+    centre = (rows * torch.arange(48)).sum(1) / rows.sum(1)
+    close(centre[inside & (area > 0)], (48 * row - 0.5)[inside & (area > 0)], atol=0.51, rtol=0)
 
 
 def test_mixing_happens_as_often_as_asked():
-    x, y, K = labels_and_images(2000)
+    x, y, K = to_mix(2000)
     changed, _ = mix(x, y, K, still(mixup=0.25, cutmix=0.5), seeded())
-    blended = (changed != x).flatten(1).all(1).float().mean()
-    untouched = (changed == x).flatten(1).all(1).float().mean()
-    assert 0.2 < blended < 0.3 and 0.2 < untouched < 0.33
-    same, labels = mix(x, y, K, still(), seeded())
-    assert torch.equal(same, x) and torch.equal(labels, F.one_hot(y, K).float())
+    same = (changed == x).flatten(1).float().mean(1)
+    assert 0.2 < (same < 0.1).float().mean() < 0.33  # blended, or all of it swapped
+    assert 0.2 < (same == 1).float().mean() < 0.33  # 1 - 0.25 - 0.5, and swaps of nothing
+    unmixed, labels = mix(x, y, K, still(), seeded())
+    assert torch.equal(unmixed, x) and torch.equal(labels, F.one_hot(y, K).float())
 
 
-def test_the_last_of_an_odd_batch_stays_as_it_is():
-    x, y, K = labels_and_images(7)
-    mixed, labels = mix(x, y, K, still(mixup=1.0), seeded())
-    torch.testing.assert_close(mixed[-1], x[-1])
-    torch.testing.assert_close(labels[-1], F.one_hot(y[-1], K).float())
-    assert not torch.equal(mixed[-2], x[-2])
-
-
-def test_erase_makes_one_rectangle_grey():
-    x = torch.rand(1000, 3, 12, 16, generator=seeded()) + 1
+def test_erase_makes_one_rectangle_of_up_to_a_third_grey():
+    x = photos(1000) / 255 + 1
     out = erase(x, still(erase=0.25), seeded(1))
     gone = (out == 0).all(1)
     assert torch.equal(out, x * ~gone[:, None])
+    assert torch.equal(gone, gone.any(2)[:, :, None] & gone.any(1)[:, None])
     assert 0.2 < gone.flatten(1).any(1).float().mean() < 0.3
-    assert gone.float().mean((1, 2)).max() < 0.36
-
-
-# Several processes
+    assert 0.28 < gone.float().mean((1, 2)).max() < 0.36
 
 
 @pytest.mark.parametrize("cuts", [(0, 26, 51), (0, 2, 18, 50, 51)])
-def test_parts_of_a_batch_are_what_the_whole_would_be(photos, cuts):
+def test_parts_of_a_batch_are_what_the_whole_would_be(cuts):
     """However a batch is cut, every image gets the same change, and the generator moves alike."""
-    config = TrainConfig(policy="trivial", mixup=0.3, cutmix=0.4, erase=0.3)
-    images = torch.cat([photos, photos[:11]])
-    y = torch.arange(51) % 4
+    config = TrainConfig(mixup=0.3, cutmix=0.4, erase=0.3)
+    images, y = photos(51), torch.arange(51) % 4
 
-    def go(part):
+    def go(start, stop):
         generator = seeded(5)
-        mine = slice(part.start, part.stop)
-        x = augment(images[mine], config, True, generator, part)
-        x, labels = mix(erase(x, config, generator, part), y[mine], 4, config, generator, part)
-        return x, labels, generator.get_state()
+        rows = Rows(generator, 51, start, stop)
+        changed = apply_policy(images[start:stop], "trivial", rows)
+        moved = augment(images[start:stop], config, True, rows)
+        erased = erase(moved + 1, config, rows)
+        return changed, moved, erased, *mix(moved, y[start:stop], 4, config, rows), generator
 
-    whole_x, whole_labels, state = go(Part(0, 51, 51))
+    *whole, last = go(0, 51)
     for start, stop in zip(cuts, cuts[1:], strict=False):
-        x, labels, now = go(Part(start, stop, 51))
-        torch.testing.assert_close(x, whole_x[start:stop])
-        torch.testing.assert_close(labels, whole_labels[start:stop])
-        assert torch.equal(now, state)
+        *part, generator = go(start, stop)
+        for ours, theirs in zip(part, whole, strict=True):
+            close(ours, theirs[start:stop])
+        assert torch.equal(generator.get_state(), last.get_state())
+
+
+# Branches and weights
+
+
+def vit(depth):
+    torch.manual_seed(0)
+    sizes = dict(patch_size=4, in_chans=1, num_classes=3, embed_dim=8, num_heads=2)
+    return randomize(VisionTransformer(img_size=8, depth=depth, **sizes))
+
+
+def test_drop_path_is_timms_with_rates_that_climb_and_leaves_nothing_behind():
+    model, x = vit(3).train(), torch.randn(16, 1, 8, 8)
+    before = model(x)
+    torch.manual_seed(7)
+    with drop_path(model, 0.4):
+        ours = model(x)
+        assert torch.equal(model.eval()(x), before)  # training alone is changed
+    torch.manual_seed(7)
+    z = torch.cat([model.cls_token.expand(16, -1, -1), model.patch_embed(x)], dim=1)
+    z = z + model.pos_embed
+    for block, rate in zip(model.blocks, (0.0, 0.2, 0.4), strict=True):
+        z = z + timm_drop_path(block.attn(block.norm1(z)), rate, training=True)
+        z = z + timm_drop_path(block.mlp(block.norm2(z)), rate, training=True)
+    close(ours, model.head(model.norm(z)[:, 0]))
+    assert not torch.allclose(ours, before) and torch.equal(model.train()(x), before)
+
+
+def test_ema_is_the_recursion_and_averaged_swaps_it_in_and_back_even_after_an_error():
+    model = vit(1)
+    ema, expected, weight = EMA(model, 0.8), model.norm.weight.detach().clone(), model.norm.weight
+    for step in range(1, 60):
+        with torch.no_grad():
+            weight.copy_(torch.randn(8))
+        ema.update()
+        decay = min(0.8, (1 + step) / (10 + step))  # 0.8 from step 35 on
+        expected = decay * expected + (1 - decay) * weight.detach()
+    last = {name: w.clone() for name, w in model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), averaged(ema):
+        close(weight, expected)
+        raise KeyboardInterrupt
+    assert all(torch.equal(w, last[name]) for name, w in model.state_dict().items())
+    with averaged(None):
+        pass

@@ -1,29 +1,28 @@
 """helpers/scale/streaming.py: folders of pictures that are decoded when they are needed."""
 
 import multiprocessing
-import os
-import warnings
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import nbclient
 import numpy as np
 import pytest
 import torch
-from nbformat import v4
 from PIL import Image
 
 from helpers import folder
 from helpers.data import load
 from helpers.scale import streaming
-from helpers.scale.streaming import FileSplit, images_per_second, load_streaming, loader
+from helpers.scale.streaming import FileSplit, load_streaming
+from tests.notebook_rules import ROOT
+from tests.test_data import alone  # noqa: F401 (acts by being here)
 
-REAL = os.environ.get("VIT_DATA")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import streaming as benchmark
+
+CPU = torch.device("cpu")
 S = 24
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    monkeypatch.delenv("VIT_DATA", raising=False)
 
 
 def noise(seed, size):
@@ -49,194 +48,135 @@ def split(tmp_path_factory):
     return load_streaming(root, img_size=S, validation=0, test=0).train
 
 
-def images(split, batches, **options):
-    """All batches, put one after the other."""
-    batches = list(loader(split, batches, **options))
-    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
-
-
 def in_batches(numbers, size):
-    return [list(numbers[i : i + size]) for i in range(0, len(numbers), size)]
+    return list(torch.tensor(numbers).split(size))
 
 
-# load_streaming: the same data set as load's
+def together(batches):
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
-@pytest.mark.parametrize("held_out", [(), ("val",), ("test",), ("test", "val")])
-def test_same_splits_classes_and_numbers_as_load(held_out, tmp_path):
-    photographs(tmp_path / "train" if held_out else tmp_path)
+def images(split, numbers, seed=0, size=100, **options):
+    """The pictures of numbers, decoded here or by workers in batches of size."""
+    return together(split.reader(CPU, **options)(in_batches(numbers, size), seed))[0]
+
+
+@pytest.mark.parametrize("held_out", [(), ("val",), ("test", "val")])
+def test_same_splits_classes_and_numbers_as_load(held_out, tmp_path, monkeypatch):
+    """Found by a relative VIT_DATA; the working directory is another one afterwards."""
+    place = tmp_path / "shelf" / "photos"
+    photographs(place / "train" if held_out else place)
     for name in held_out:
-        photographs(tmp_path / name, n=3)
-    for seed in (0, 3):
-        options = dict(img_size=S, split_seed=seed, validation=0.2, test=0.3)
-        whole, streamed = load(tmp_path, **options), load_streaming(tmp_path, **options)
-        for field in ("name", "classes", "mean", "std", "flip"):
-            assert getattr(streamed, field) == getattr(whole, field)
-        for part in ("train", "validation", "test"):
-            expected, files = getattr(whole, part), getattr(streamed, part)
-            assert len(files) == len(files.paths) == len(expected) > 0
-            assert files.labels.dtype == torch.int64
-            assert torch.equal(files.labels, expected.labels)
-            assert files.image_shape == expected.image_shape == (3, S, S)
-            for path, image in zip(files.paths, expected.images, strict=True):
-                with Image.open(path) as picture:
-                    assert np.array_equal(folder.pixels(picture, S), image)
+        photographs(place / name / "cat", n=1)  # cat/cat and cat/dog: both are of class cat
+        photographs(place / name, n=3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIT_DATA", "shelf")
+    options = dict(img_size=S, split_seed=3, validation=0.2, test=0.3)
+    whole, streamed = load("photos", **options), load_streaming("photos", **options)
+    monkeypatch.chdir("/")
+    for field in ("name", "classes", "mean", "std", "flip"):
+        assert getattr(streamed, field) == getattr(whole, field)
+    for part in ("train", "validation", "test"):
+        expected, files = getattr(whole, part), getattr(streamed, part)
+        assert len(files) == len(files.paths) == len(expected) > 0
+        assert files.labels.dtype == torch.int64 and torch.equal(files.labels, expected.labels)
+        assert files.image_shape == expected.image_shape == (3, S, S)
+        for path, image in zip(files.paths, expected.images, strict=True):
+            with Image.open(path) as picture:
+                assert np.array_equal(folder.pixels(picture, S), image)
 
 
-def test_split_seed_decides(tmp_path):
+def test_only_other_endings_and_the_sample_are_opened(tmp_path, monkeypatch, capsys):
     photographs(tmp_path)
-    first, again, other = (load_streaming(tmp_path, split_seed=seed) for seed in (1, 1, 2))
-    assert first.test.paths == again.test.paths != other.test.paths
-    assert first.train.img_size == 224
-
-
-def test_only_the_sample_is_decoded(tmp_path, monkeypatch):
-    """At even distances, so from every class; and the same files each time."""
-    photographs(tmp_path)
+    (tmp_path / "cat" / "notes.txt").write_text("I am a shopping list")
+    (tmp_path / "dog" / "00.jpg").rename(tmp_path / "dog" / "no ending")
     opened, whole = [], Image.open
     monkeypatch.setattr(Image, "open", lambda path: opened.append(Path(path)) or whole(path))
     data = load_streaming(tmp_path, img_size=S, validation=0, test=0)
-    assert opened == list(data.train.paths)
+    paths = list(data.train.paths)
+    assert len(paths) == 20 and paths[-1].name == "no ending"
+    assert opened == [tmp_path / "cat" / "notes.txt", paths[-1], *paths]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("skipped, not a whole") and "notes.txt" in line
     opened.clear()
-    streaming.sampled_mean_and_std(data.train, limit=3)
-    assert opened == [data.train.paths[i] for i in (0, 10, 19)]
+    streaming.sampled_mean_and_std(data.train, limit=3)  # at even distances, so of every class
+    assert opened == [paths[i] for i in (0, 10, 19)]
 
 
-def test_found_as_load_finds_it_and_when_the_working_directory_changes(tmp_path, monkeypatch):
-    photographs(tmp_path / "shelf" / "photos")
-    assert len(load_streaming("photos", root=tmp_path / "shelf", img_size=S).train) == 14
-    monkeypatch.setenv("VIT_DATA", str(tmp_path / "shelf"))
-    assert load_streaming("photos", img_size=S).classes == ("cat", "dog")
-    monkeypatch.delenv("VIT_DATA")
-    monkeypatch.chdir(tmp_path)
-    data = load_streaming("shelf/photos", img_size=S)
-    monkeypatch.chdir("/")
-    assert len(images(data.test, [[0, 1]], train=False, workers=1)[0]) == 2
-
-
-@pytest.mark.parametrize("name", ["digits", "FashionMNIST", "photos.npz"])
-def test_what_does_not_stream(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_bad_input_is_refused_as_by_load(tmp_path):
     (tmp_path / "photos.npz").touch()
-    with pytest.raises(ValueError, match=f"'{name}' is read into memory.*use helpers.data.load"):
-        load_streaming(name)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        dict(img_size=0), dict(validation=1), dict(test=-0.1),
-        "empty class", "one class", "no class", "too few", "no folder", "splits",
-    ],
-)  # fmt: skip
-def test_same_errors_as_load(change, tmp_path):
-    root, options = tmp_path / "photos", change if isinstance(change, dict) else {}
-    photographs(root, n=2 if change == "too few" else 4)
-    if change in ("empty class", "splits"):
-        (root / ("eel" if change == "empty class" else "train")).mkdir()
-    elif change == "one class":
-        (root / "dog").rename(tmp_path / "dog")
-    elif change == "no class":
-        root = root / "dog"
-    elif change == "no folder":
-        root = tmp_path / "photo"
-    errors = []
-    for read in (load, load_streaming):
-        with pytest.raises((ValueError, FileNotFoundError)) as caught:
-            read(root, **({"img_size": S} | options))
-        errors.append((caught.type, str(caught.value)))
-    assert errors[0] == errors[1]
-
-
-def test_what_is_no_picture_by_its_name_is_looked_into(tmp_path, capsys):
-    photographs(tmp_path)
-    (tmp_path / "cat" / "notes.txt").write_text("I am a shopping list")
-    (tmp_path / "cat" / "more").mkdir()
-    (tmp_path / "cat" / ".DS_Store").write_bytes(b"hidden")
-    (tmp_path / "dog" / "00.jpg").rename(tmp_path / "dog" / "no ending")
-    data = load_streaming(tmp_path, img_size=S, validation=0, test=0)
-    assert [path.name for path in data.train.paths].count("no ending") == 1 and len(
-        data.train
-    ) == 20
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and all(line.startswith("skipped, not a whole") for line in lines)
-    assert "more" in lines[0] and "notes.txt" in lines[1]
-
-
-# loader: what an image becomes
+    for name in ("digits", "FashionMNIST", str(tmp_path / "photos.npz")):
+        with pytest.raises(ValueError, match=f"'{name}' is read into memory.*helpers.data.load"):
+            load_streaming(name)
+    photographs(tmp_path / "good")
+    (photographs(tmp_path / "empty") / "eel").mkdir()
+    wrong = [("good", dict(img_size=0)), ("good", dict(validation=1)), ("empty", {}), ("god", {})]
+    for name, options in wrong:
+        errors = []
+        for read in (load, load_streaming):
+            with pytest.raises((ValueError, FileNotFoundError)) as caught:
+                read(tmp_path / name, **({"img_size": S} | options))
+            errors.append((caught.type, str(caught.value)))
+        assert errors[0] == errors[1]
 
 
 def test_images_depend_on_seed_and_number_alone(split):
     """Not on workers, batches, order, or the state of the caller's generator: equal to the bit."""
-    everything = list(range(20))
-    expected, labels = images(split, [everything], train=True, seed=5)
+    everything = torch.arange(20)
+    [(expected, labels)] = split.reader(CPU, train=True)([everything], 5)
     assert expected.dtype == torch.uint8 and expected.shape == (20, 3, S, S)
     assert labels.dtype == torch.int64 and torch.equal(labels, split.labels)
-    shuffled = np.random.default_rng(0).permutation(20).tolist()
+    shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     for workers, numbers, size in [(0, shuffled, 7), (1, everything, 3), (2, shuffled, 4)]:
         torch.manual_seed(workers)
-        batches = in_batches(numbers, size)
-        got, labels = images(split, batches, train=True, seed=5, workers=workers)
+        before = torch.get_rng_state()
+        read = split.reader(CPU, train=True, workers=workers)
+        got, labels = together(read(numbers.split(size), 5))
         assert torch.equal(got, expected[numbers]) and torch.equal(labels, split.labels[numbers])
-    parts = [images(split, [everything[k::2]], train=True, seed=5)[0] for k in range(2)]
-    assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), expected)  # two processes
+        assert torch.equal(torch.get_rng_state(), before)  # the caller's generator is left alone
 
 
 def test_another_seed_and_another_number_change_an_image_differently(split):
-    first, second = (images(split, [list(range(20))], train=True, seed=s)[0] for s in (0, 1))
+    first, second = (images(split, range(20), seed, train=True) for seed in (0, 1))
     assert (first != second).flatten(1).any(1).all()
     same = FileSplit(split.paths[:1] * 20, split.labels[:1].repeat(20), S)
-    twenty, _ = images(same, [list(range(20))], train=True)
+    twenty = images(same, range(20), train=True)
     assert len(twenty.unique(dim=0)) == 20
-    # seed 0, number 1 and seed 1, number 0 are not the same draw
-    assert not torch.equal(twenty[1], images(same, [[0]], train=True, seed=1)[0][0])
+    swapped = images(same, [0], seed=1, train=True)[0]  # against seed 0, number 1
+    assert not torch.equal(swapped, twenty[1])
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_callers_random_numbers_are_left_alone(workers, split):
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    batches = loader(split, [[0, 1], [2]], train=True, workers=workers)
-    for _ in batches:
-        assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert len(batches) == 2
-
-
-def ramp(path, size=(96, 96)):
+def ramp(W, H):
     """Red grows from left to right, green from top to bottom, blue is 255 throughout."""
-    W, H = size
     picture = np.full((H, W, 3), 255, dtype=np.uint8)
     picture[..., 0] = np.linspace(0, 255, W)
     picture[..., 1] = np.linspace(0, 255, H)[:, None]
-    Image.fromarray(picture).save(path)
-    return path
+    return Image.fromarray(picture)
 
 
-def test_evaluation_keeps_the_centre(tmp_path):
+def test_evaluation_keeps_the_centre_of_the_upright_picture(tmp_path):
     """Of 128 x 256 pixels: the shorter side becomes 256 / 224 S, and S x S of the middle stay."""
-    paths = ramp(tmp_path / "wide.png", (256, 128)), ramp(tmp_path / "tall.png", (128, 256))
-    side = 112  # so that the shorter side stays as it is
-    split = FileSplit(paths, torch.tensor([0, 1]), side)
-    got, labels = images(split, [[0, 1]], train=False)
-    for image, path in zip(got, paths, strict=True):
-        whole = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
-        top, left = ((n - side) // 2 for n in whole.shape[1:])
-        assert torch.equal(image, whole[:, top : top + side, left : left + side])
-    assert torch.equal(got, images(split, [[0, 1]], train=False, seed=9)[0])
-    half = images(FileSplit(paths, split.labels, side // 2), [[0, 1]], train=False)[0].float()
+    wide, turned = ramp(256, 128), Image.Exif()
+    turned[0x0112] = 6  # stored turned to the left
+    wide.save(tmp_path / "wide.png")
+    wide.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=turned)
+    paths = tmp_path / "wide.png", tmp_path / "turned.png"
+    got = images(FileSplit(paths, torch.tensor([0, 1]), 112), [0, 1])  # 128 stay as they are
+    middle = torch.from_numpy(np.array(wide)).permute(2, 0, 1)[:, 8:120, 72:184]
+    assert torch.equal(got[0], middle) and torch.equal(got[1], middle)
+    half = images(FileSplit(paths, torch.tensor([0, 1]), 56), [0, 1], seed=9).float()
     assert (half - torch.nn.functional.avg_pool2d(got.float(), 2)).abs().max() < 4
 
 
 def test_training_crops_mirrors_and_changes_colour(tmp_path):
-    path = ramp(tmp_path / "ramp.png")
-    many = FileSplit((path,) * 400, torch.zeros(400, dtype=torch.int64), S)
-    got = images(many, [list(range(400))], train=True)[0].float()
+    ramp(96, 96).save(tmp_path / "ramp.png")
+    many = FileSplit((tmp_path / "ramp.png",) * 400, torch.zeros(400, dtype=torch.int64), S)
+    got = images(many, range(400), train=True).float()
     red = got[:, 0, S // 2]  # (400, S): the middle row
-    mirrored = (red[:, -3] < red[:, 2]).float().mean()
-    assert 0.35 < mirrored < 0.65
-    straight = images(many, [list(range(400))], train=True, flip=False)[0].float()[:, 0, S // 2]
-    assert (straight[:, -3] < straight[:, 2]).float().mean() < 0.25  # an operation
+    assert 0.35 < (red[:, -3] < red[:, 2]).float().mean() < 0.65  # mirrored
+    straight = images(many, range(400), train=True, flip=False).float()[:, 0, S // 2]
+    assert (straight[:, -3] < straight[:, 2]).float().mean() < 0.25  # colours turned around
     untouched = (got[:, 2] == 255).flatten(1).all(1)  # blue still all 255: no change of colour
     assert 0.1 < untouched.float().mean() < 0.9
     seen = (red.amax(1) - red.amin(1))[untouched] / 255  # share of the width that a crop shows
@@ -246,157 +186,81 @@ def test_training_crops_mirrors_and_changes_colour(tmp_path):
 def test_large_jpegs_are_decoded_no_larger_than_needed(tmp_path, monkeypatch):
     noise(0, (1600, 1200)).save(tmp_path / "large.jpg")
     sizes, whole = [], streaming.upright
-    monkeypatch.setattr(
-        streaming, "upright", lambda image: sizes.append(image.size) or whole(image)
-    )
+    monkeypatch.setattr(streaming, "upright", lambda x: sizes.append(x.size) or whole(x))
     for side in (24, 96):
-        split = FileSplit((tmp_path / "large.jpg",), torch.tensor([0]), side)
         for train in (True, False):
-            images(split, [[0]], train=train)
+            one = FileSplit((tmp_path / "large.jpg",), torch.tensor([0]), side)
+            assert images(one, [0], train=train).shape == (1, 3, side, side)
     assert sizes == [(200, 150), (200, 150), (800, 600), (400, 300)]
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16"])
-@pytest.mark.parametrize("train", [True, False])
-def test_every_kind_of_picture(mode, train, tmp_path):
-    value = 255 if mode == "1" else 102
-    if mode == "I;16":
-        image = Image.fromarray(np.full((8, 8), 102 * 257, dtype=np.uint16))
-    else:
-        image = Image.new("RGB", (8, 8), (value,) * 3).convert(mode)
-    image.save(tmp_path / "a.tif")
-    one = FileSplit((tmp_path / "a.tif",), torch.tensor([0]), 8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        got = images(one, [[0]], train=train)[0]
-    assert got.shape == (1, 3, 8, 8) and (train or (got == value).all())
+def test_workers_stay_from_one_read_to_the_next_and_end_with_the_reader(split):
+    """Also when a read stops early: what was asked for in vain is not mixed up with the next."""
+
+    def workers():
+        return {child.pid for child in multiprocessing.active_children()} - before
+
+    before, seen = {child.pid for child in multiprocessing.active_children()}, []
+    read = split.reader(CPU, train=True, workers=2)
+    for seed, stop in enumerate([None, None, "closed", "left open"]):
+        if stop:
+            stopped = read(in_batches(range(20), 2), 9)
+            next(stopped)
+            if stop == "closed":
+                stopped.close()
+        numbers = torch.randperm(20, generator=torch.Generator().manual_seed(seed)).tolist()
+        got, labels = together(read(in_batches(numbers, 3), seed))
+        assert torch.equal(got, images(split, numbers, seed, train=True))
+        assert torch.equal(labels, split.labels[numbers])
+        seen.append(workers())
+    assert len(seen[0]) == 2 and seen == seen[:1] * 4
+    del read, stopped
+    assert not workers()
 
 
-@pytest.mark.parametrize("kind", ["turned", "transparent"])
-def test_turned_and_transparent_pictures_as_folder_reads_them(kind, tmp_path):
-    if kind == "turned":
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        path = tmp_path / "a.jpg"
-        noise(0, (64, 48)).save(path, exif=exif)
-    else:
-        path = tmp_path / "a.png"
-        half = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-        half.paste((200, 0, 0, 255), (0, 0, 32, 64))
-        half.save(path)
-    with Image.open(path) as image:
-        upright = Image.fromarray(folder.pixels(image, None).transpose(1, 2, 0))
-    upright.save(tmp_path / "upright.png")
-    pair = FileSplit((path, tmp_path / "upright.png"), torch.tensor([0, 0]), S)
-    first, second = images(pair, [[0, 1]], train=False)[0]
-    assert torch.equal(first, second)
-    if kind == "transparent":
-        assert first[:, S // 2, 1].tolist() == [200, 0, 0]
-        assert first[:, S // 2, -2].tolist() == [255] * 3
-
-
-# loader: what goes wrong, and where it is called from
-
-
-@pytest.mark.parametrize("kind", ["text", "truncated", "gone", "folder"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_picture_is_named_at_its_batch(kind, workers, tmp_path):
+def test_a_broken_picture_is_named_at_its_batch(tmp_path):
     photographs(tmp_path)
     data = load_streaming(tmp_path, img_size=S, validation=0, test=0)
     bad = data.train.paths[5]
-    content = bad.read_bytes()
-    bad.unlink()
-    if kind == "text":
-        bad.write_text("I am a shopping list")
-    elif kind == "truncated":
-        bad.write_bytes(content[:-300])
-    elif kind == "folder":
-        bad.mkdir()
-    batches = iter(loader(data.train, in_batches(range(20), 4), train=True, workers=workers))
-    assert len(next(batches)[0]) == 4
-    with pytest.raises(ValueError, match=r"05.jpg is not a whole picture.*Repair or rem") as caught:
-        next(batches)
-    assert str(bad) in str(caught.value) and "Traceback" not in str(caught.value)
-    if kind != "gone":
-        with pytest.raises(ValueError, match="05.jpg is not a whole picture"):
-            load_streaming(tmp_path, img_size=S)  # it is in the sample for mean and std
+    bad.write_bytes(bad.read_bytes()[:-300])
+    with pytest.raises(ValueError, match=r"05.jpg.*load\(folder, img_size=8\)"):
+        load_streaming(tmp_path, img_size=S)  # it is in the sample for mean and std
+    for workers in (0, 2):
+        read = data.train.reader(CPU, train=True, workers=workers)
+        batches = read(in_batches(range(20), 4), 0)
+        assert len(next(batches)[0]) == 4
+        with pytest.raises(ValueError, match="not a whole picture.*Repair or remove") as caught:
+            next(batches)
+        assert str(bad) in str(caught.value) and "Traceback" not in str(caught.value)
+        assert len(together(read(in_batches(range(6, 20), 4), 0))[0]) == 14  # it reads on
 
 
-def test_advice_for_broken_pictures_holds(tmp_path, capsys):
-    photographs(tmp_path)
-    bad = [tmp_path / "cat" / "03.jpg", tmp_path / "dog" / "07.jpg"]
-    for path in bad:
-        path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match=r"helpers.data.load\(folder, img_size=8\)"):
-        load_streaming(tmp_path)
-    load(tmp_path, img_size=8)
-    lines = capsys.readouterr().err.splitlines()
-    assert [str(path) in line for path, line in zip(bad, lines, strict=True)] == [True, True]
-
-
-def test_stopping_early_ends_the_workers(split):
-    before = set(multiprocessing.active_children())
-    batches = iter(loader(split, in_batches(range(20), 1), train=True, workers=2))
-    next(batches)
-    assert len(set(multiprocessing.active_children()) - before) == 2
-    batches.close()
-    assert set(multiprocessing.active_children()) <= before
-
-
-def test_workers_in_a_notebook(split, tmp_path):
-    """In a notebook there is no file to import; and nothing may be written to stderr."""
-    torch.save(images(split, [[0, 7]], train=True)[0], tmp_path / "expected.pt")
+def test_workers_where_there_is_no_file_to_import(split):
+    """As in a notebook; and nothing may be written to stderr."""
     code = f"""
-import sys
-sys.path.insert(0, {str(Path(streaming.__file__).parents[1])!r})
 import torch
-from helpers.scale.streaming import load_streaming, loader
+from helpers.scale.streaming import load_streaming
 data = load_streaming({str(split.paths[0].parents[1])!r}, img_size={S}, validation=0, test=0)
-[(images, labels)] = loader(data.train, [[0, 7]], train=True, workers=1)
-print(torch.equal(images, torch.load("expected.pt")))
+read = data.train.reader(torch.device("cpu"), train=True, workers=1)
+[(images, labels)] = read([torch.tensor([0, 7])], 3)
+print(images.flatten().tolist())
 """
-    notebook = v4.new_notebook(cells=[v4.new_code_cell(code)])
-    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}})
-    [output] = client.execute().cells[0].outputs
-    assert output.text == "True\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    expected = images(split, [0, 7], seed=3, train=True).flatten().tolist()
+    assert (done.stdout, done.stderr) == (f"{expected}\n", "")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_images_per_second(workers, split, monkeypatch):
-    """A clock by which every picture takes a tenth of a second, the first batches an hour."""
-    taken, make = [], streaming.loader
+def test_images_per_second_leaves_out_the_start_of_the_workers(monkeypatch):
+    """An hour for the first batch of each of two workers, then a tenth of a second a picture."""
 
-    def slow(split, batches, **options):
-        for k, batch in enumerate(batches):
-            taken.append(batch)
-            now[0] += 3600 if k < max(1, workers) else 0.1 * len(batch)
-            yield next(iter(make(split, [batch], train=options["train"])))
+    def read(numbers):
+        for k, batch in enumerate(numbers):
+            now[0] += 3600 if k < 2 else 0.1 * len(batch)
+            yield batch, batch
 
     now = [0.0]
-    monkeypatch.setattr(streaming, "loader", slow)
-    monkeypatch.setattr(streaming.time, "perf_counter", lambda: now[0])
-    speed = images_per_second(split, batch_size=4, workers=workers, limit=22)
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(FileSplit, "reader", lambda *_, **options: read)
+    split = FileSplit((), torch.zeros(20), S)
+    speed = benchmark.images_per_second(split, batch_size=4, workers=2, limit=22)
     assert speed == pytest.approx(10)
-    assert [len(batch) for batch in taken] == [4] * (7 if workers == 0 else 8)
-    assert sum(taken, [])[18:22] == [18, 19, 0, 1]
-
-
-def test_images_per_second_for_real(split):
-    assert images_per_second(split, batch_size=4, workers=1, train=False, limit=8) > 0
-    with pytest.raises(ValueError, match="empty"):
-        images_per_second(FileSplit((), torch.tensor([]), S), batch_size=4, workers=0)
-
-
-@pytest.mark.skipif(not REAL, reason="VIT_DATA is not set: no real files to read")
-def test_real_photographs():
-    photos = Path(REAL, "photos", "hymenoptera_s256")
-    if not photos.is_dir():
-        pytest.skip("VIT_DATA has no photos/hymenoptera_s256")
-    ants = load_streaming(photos, img_size=64)
-    whole = load(photos)
-    assert ants.classes == ("ants", "bees") and (ants.mean, ants.std) == (whole.mean, whole.std)
-    assert [len(ants.train), len(ants.validation), len(ants.test)] == [219, 25, 153]
-    numbers = list(range(153))
-    one, _ = images(ants.test, [numbers], train=True)
-    two, _ = images(ants.test, in_batches(numbers, 32), train=True, workers=2)
-    assert torch.equal(one, two)

@@ -142,20 +142,11 @@ def test_address_goes_everywhere_and_replaces_another(project):
     assert f'REPOSITORY = "{URL}"' in notebook.cells[1].source
     assert notebook.cells[3].source == "x = 1"
     assert [c.execution_count for c in notebook.cells if c.cell_type == "code"] == [3, 3]
-
-
-def test_address_twice_changes_nothing(project):
-    set_address.set_address(URL, project)
     before = contents(project)
-    assert set_address.set_address(URL, project) == []
-    assert contents(project) == before
+    assert set_address.set_address(URL, project) == [] and contents(project) == before
 
 
-def test_no_address_no_badge():
-    assert set_address.badge("", "00_a") == ""
-
-
-@pytest.mark.parametrize("given, kept", [(URL, URL), (f"{URL}/", URL), (f"{URL}.git", URL)])
+@pytest.mark.parametrize("given, kept", [(f"{URL}/", URL), (f"{URL}.git", URL)])
 def test_address_is_accepted(given, kept, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["set_address.py", given])
     monkeypatch.setattr(set_address, "set_address", lambda url: [])
@@ -163,7 +154,7 @@ def test_address_is_accepted(given, kept, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"{kept} stands in")
 
 
-WRONG = ["", "http://github.com/a/b", "https://github.com/a", "https://x.org/a/b", f'{URL}"\n[x]']
+WRONG = ["", "https://github.com/a", "https://x.org/a/b", f'{URL}"\n[x]']
 
 
 @pytest.mark.parametrize("given", WRONG)
@@ -194,12 +185,8 @@ def test_cell_that_runs_too_long_counts_as_failed(tmp_path, write_notebook):
     assert test_all.check(["pytest", "--nbval", *options, "x.ipynb"], tmp_path) == (1, 1, 0)
 
 
-def test_broken_collection_counts_as_failed(tmp_path):
-    assert run_tests(tmp_path, "import no_such_module") == (0, 1, 0)
-
-
-def test_nothing_collected_counts_as_failed(tmp_path):
-    assert run_tests(tmp_path) == (0, 1, 0)
+def test_broken_collection_and_none_count_as_failed(tmp_path):
+    assert run_tests(tmp_path, "import no_such_module") == (0, 1, 0) == run_tests(tmp_path)
 
 
 def test_all_checks_run_and_one_line_sums_up(monkeypatch, capsys):
@@ -320,33 +307,24 @@ def test_setup_once(set_up):
     assert len((set_up.folder / "pip-calls").read_text().splitlines()) == 1
 
 
-def test_setup_again_when_the_requirements_changed(set_up):
+def test_setup_again_when_the_requirements_changed_and_with_the_index_given(set_up):
     set_up()
     with open(set_up.folder / "constraints.txt", "a") as file:
         file.write("another==1.0\n")
-    assert set_up()[1].startswith("Setting up")
-
-
-def test_setup_passes_the_index_on(set_up):
-    set_up(TORCH_INDEX="https://example.org/cpu wheels")
-    call = (set_up.folder / "pip-calls").read_text()
+    assert set_up(TORCH_INDEX="https://example.org/cpu wheels")[1].startswith("Setting up")
+    call = (set_up.folder / "pip-calls").read_text().splitlines()[-1]
     assert "--extra-index-url https://example.org/cpu wheels -r requirements-dev.txt -c con" in call
 
 
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(FAKE_VERSION="3.8.18"), "(python3 is 3.8.18): install one from https://www.python"),
         (dict(FAKE_VERSION="3.14.0"), "Python 3.11, 3.12 or 3.13 is needed (python3 is 3.14.0)"),
         (dict(PYTHON="/no/python"), "(no /no/python here)"),
         (dict(FAKE="no-venv"), "sudo apt install python3.11-venv"),
         (dict(FAKE_FREE="1000000"), "1 GB are free: make room, or take PyTorch's CPU-only build"),
         (dict(FAKE="no-network"), "connect to a network"),
         (dict(FAKE="full"), "the disk ran full: make room"),
-        (
-            dict(FAKE="no-such"),
-            "pip failed (ERROR: No matching distribution found for torch): read",
-        ),
         (dict(FAKE="misfit"), "torch and torchvision do not work together: operator nms does not"),
     ],
 )
@@ -367,9 +345,8 @@ def test_setup_says_in_one_line_what_to_do(set_up, settings, words):
 def test_makefile_names_its_targets():
     make = shutil.which("make") or pytest.skip("no make here")
     said = subprocess.run([make, "-s"], cwd=ROOT, capture_output=True, text=True).stdout
-    targets = [line.split()[1] for line in said.splitlines()]
     names = "lab run check test notebooks bench pretrained address clean"
-    assert targets == names.split()
+    assert [line.split()[1] for line in said.splitlines()] == names.split()
 
 
 def test_ci_calls_make_test():

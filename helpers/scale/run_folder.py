@@ -91,7 +91,7 @@ class RunFolder:
         """Write run.json; a run that is resumed keeps its own and adds when it went on, and how."""
         written = ("run.json", "metrics.csv", "last.safetensors", "state-*.pt", "result.json")
         for name in written:  # what a process that was killed has left
-            for leftover in self.path.glob(f".{name}.*"):
+            for leftover in self.path.glob(f".{name}.[0-9]*"):  # .run.json.swp is an editor's
                 leftover.unlink()
         path, facts = self.path / "run.json", self.facts
         if resumed_after is not None and path.exists():

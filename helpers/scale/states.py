@@ -77,7 +77,8 @@ def save_state(run_dir, epoch, state):
 
 def states(run_dir):
     """The files of a run's states, oldest first."""
-    return sorted(Path(run_dir).glob("state-*.pt"))
+    digits = "[0-9]" * 5  # no copy that the user has made under a name like these
+    return sorted(Path(run_dir).glob(f"state-{digits}.pt"))
 
 
 def newest_state(run_dir):

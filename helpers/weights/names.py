@@ -1,11 +1,12 @@
 """How other libraries name and shape the weights of a ViT, in tables.
 
 One row for each of our tensors: our name | their name, if another | how theirs becomes ours, if not
-as it is. * is "weight" and then "bias"; {i} is the number of a block; [a b c] are three tensors
-that lie stacked in ours, in this order. Where our name has two rows, one file has the first and
-another the second. Sources: timm 1.0 and DeiT (facebookresearch/deit),
-torchvision.models.vision_transformer, google-research/vision_transformer (vit_jax/models_vit.py)
-and google-research/big_vision (models/vit.py).
+as it is. * is "weight" and then "bias", and a kernel or scale has its bias, which is as it is,
+beside it; {i} is the number of a block; [a b c] are three tensors that lie stacked in ours, in this
+order. Where our name has two rows, one file has the first and another the second. Sources: timm 1.0
+and DeiT (facebookresearch/deit), torchvision.models.vision_transformer,
+google-research/vision_transformer (vit_jax/models_vit.py) and google-research/big_vision
+(models/vit.py).
 """
 
 import re
@@ -46,7 +47,6 @@ cls_token              | class_token
 pos_embed              | encoder.pos_embedding
 blocks.{i}.norm1.*     | {block}.ln_1.*
 blocks.{i}.attn.qkv.*  | {block}.self_attention.in_proj_*
-blocks.{i}.attn.qkv.weight | {block}.self_attention.[q k v]_proj_weight
 blocks.{i}.attn.proj.* | {block}.self_attention.out_proj.*
 blocks.{i}.norm2.*     | {block}.ln_2.*
 blocks.{i}.mlp.fc1.*   | {block}.mlp.0.*
@@ -60,28 +60,19 @@ head.*                 | heads.head.*
 
 # {block} is Transformer/encoderblock_{i}, {attention} is MultiHeadDotProductAttention_1.
 OFFICIAL = """
-patch_embed.proj.weight    | embedding/kernel                           | HWIO -> OIHW
-patch_embed.proj.bias      | embedding/bias
+patch_embed.proj.*         | embedding/kernel                           | HWIO -> OIHW
 cls_token                  | cls
 pos_embed                  | Transformer/posembed_input/pos_embedding
-blocks.{i}.norm1.weight    | {block}/LayerNorm_0/scale
-blocks.{i}.norm1.bias      | {block}/LayerNorm_0/bias
+blocks.{i}.norm1.*         | {block}/LayerNorm_0/scale
 blocks.{i}.attn.qkv.weight | {block}/{attention}/[query key value]/kernel | (D, h, d) -> (hd, D)
-blocks.{i}.attn.qkv.bias   | {block}/{attention}/[query key value]/bias | (h, d) -> (hd)
-blocks.{i}.attn.proj.weight | {block}/{attention}/out/kernel            | (h, d, D) -> (D, hd)
-blocks.{i}.attn.proj.bias  | {block}/{attention}/out/bias
-blocks.{i}.norm2.weight    | {block}/LayerNorm_2/scale
-blocks.{i}.norm2.bias      | {block}/LayerNorm_2/bias
-blocks.{i}.mlp.fc1.weight  | {block}/MlpBlock_3/Dense_0/kernel          | (in, out) -> (out, in)
-blocks.{i}.mlp.fc1.bias    | {block}/MlpBlock_3/Dense_0/bias
-blocks.{i}.mlp.fc2.weight  | {block}/MlpBlock_3/Dense_1/kernel          | (in, out) -> (out, in)
-blocks.{i}.mlp.fc2.bias    | {block}/MlpBlock_3/Dense_1/bias
-norm.weight                | Transformer/encoder_norm/scale
-norm.bias                  | Transformer/encoder_norm/bias
-pre_logits.0.weight        | pre_logits/kernel                          | (in, out) -> (out, in)
-pre_logits.0.bias          | pre_logits/bias
-head.weight                | head/kernel                                | (in, out) -> (out, in)
-head.bias                  | head/bias
+blocks.{i}.attn.qkv.bias   | {block}/{attention}/[query key value]/bias   | (h, d) -> (hd)
+blocks.{i}.attn.proj.*     | {block}/{attention}/out/kernel             | (h, d, D) -> (D, hd)
+blocks.{i}.norm2.*         | {block}/LayerNorm_2/scale
+blocks.{i}.mlp.fc1.*       | {block}/MlpBlock_3/Dense_0/kernel          | (in, out) -> (out, in)
+blocks.{i}.mlp.fc2.*       | {block}/MlpBlock_3/Dense_1/kernel          | (in, out) -> (out, in)
+norm.*                     | Transformer/encoder_norm/scale
+pre_logits.0.*             | pre_logits/kernel                          | (in, out) -> (out, in)
+head.*                     | head/kernel                                | (in, out) -> (out, in)
 """
 
 # big_vision numbers the parts of a block otherwise, and adds positions before the class token.
@@ -97,7 +88,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Row(NamedTuple):
-    """One row of a table: our name, their name or names, how theirs become ours."""
+    """One row of a table: our name, their name or names, how theirs becomes ours."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -105,14 +96,17 @@ class Row(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A library's layout: its table, the name that gives it away, its resize and its images."""
+    """A library's layout: its table, and the mean and std that its images need, if that tells."""
 
     name: str
     rows: tuple[Row, ...]
-    patch_kernel: str
-    prefix: str  # what may stand before every name, a regular expression
-    interpolation: str
-    normalisation: tuple | None  # (mean, std); None: the names do not tell
+    normalisation: tuple | None
+
+    def names(self, ours):
+        """Their name, or names, for one of our weights, from the first row that has it."""
+        general = re.sub(r"^blocks\.\d+", "blocks.{i}", ours)
+        i = ours.split(".")[1] if general != ours else ""
+        return next([n.format(i=i) for n in row.theirs] for row in self.rows if row.ours == general)
 
 
 def _rows(table, block=""):
@@ -122,28 +116,22 @@ def _rows(table, block=""):
         ours, theirs, reshape = (*map(str.strip, line.split("|")), "", "")[:3]
         for kind in ("weight", "bias") if "*" in line else ("",):
             name = (theirs or ours).replace("*", kind)
+            if kind == "bias":
+                name, reshape = re.sub("(kernel|scale)$", "bias", name), ""
             start, *stacked = re.split(r"[\[\]]", name)  # "a.[q k v].c" -> "a.", "q k v", ".c"
             parts = [start + p + stacked[1] for p in stacked[0].split()] if stacked else [name]
             rows.append(Row(ours.replace("*", kind), tuple(parts), reshape or "as it is"))
     return tuple(rows)
 
 
-def general_name(name):
-    """Our name of one weight -> (the name in the tables, the number of its block or "")."""
-    block = re.match(r"blocks\.(\d+)\.", name)
-    return re.sub(r"^blocks\.\d+\.", "blocks.{i}.", name), block[1] if block else ""
-
-
-DOTTED, SLASHED = r"((module|model|_orig_mod)\.)*", r"(opt/target/|params/)?"
-JAX_BLOCK = "Transformer/encoderblock_{i}"
+TORCHVISION_BLOCK, JAX_BLOCK = "encoder.layers.encoder_layer_{i}", "Transformer/encoderblock_{i}"
 LAYOUTS = (
-    Layout("timm", _rows(TIMM), "patch_embed.proj.weight", DOTTED, "timm", None),
-    Layout("torchvision", _rows(TORCHVISION, "encoder.layers.encoder_layer_{i}"),
-           "conv_proj.weight", DOTTED, "torchvision", IMAGENET),
-    Layout("official", _rows(OFFICIAL, JAX_BLOCK), "embedding/kernel", SLASHED, "official", HALF),
-    Layout("big_vision", _rows(BIG_VISION, JAX_BLOCK), "embedding/kernel", SLASHED, "official",
-           HALF),
-)  # fmt: skip
+    Layout("timm", _rows(TIMM), None),
+    Layout("torchvision", _rows(TORCHVISION, TORCHVISION_BLOCK), IMAGENET),
+    Layout("official", _rows(OFFICIAL, JAX_BLOCK), HALF),
+    Layout("big_vision", _rows(BIG_VISION, JAX_BLOCK), HALF),
+)
+PREFIX = r"((module|model|_orig_mod)\.)*(opt/target/|params/)?"  # may stand before every name
 
 # How each library resizes a grid of positions: the arguments of torch's F.interpolate.
 # official: scipy.ndimage.zoom(order=1), which is bilinear with the corners kept.
@@ -159,16 +147,13 @@ REFUSED = (
     (r"\bdist_token$|\bhead_dist\.", "the distillation token of DeiT: a second class token"),
     (r"\breg_token$|register_tokens", "register tokens (arXiv 2309.16588): more tokens"),
     (r"\.ls\d?\.gamma$|\.gamma_\d$", "layer-scale (arXiv 2103.17239): a factor on each branch"),
-    (r"\battn\.[qk]_norm\.", "qk-norm (arXiv 2302.05442): LayerNorm on queries and keys"),
-    (r"\b(attn|mlp)\.norm\.", "a norm inside the attention or the MLP (arXiv 2210.06423)"),
+    (r"\battn\.[qk]_norm\.|\b(attn|mlp)\.norm\.", "a norm inside the attention or the MLP"),
     (r"\bnorm_pre\.|\bln_pre\.", "a norm before the first block, as in CLIP"),
     (r"\bfc_norm\.", "a norm after average pooling, not before it (timm's fc_norm, MAE, BEiT)"),
     (r"\battn_pool\.|\bMAPHead_0/|\bprobe$", "attention pooling (arXiv 2106.04560) as the head"),
-    (r"rel_pos|relative_position", "relative positions, as in BEiT"),
-    (r"\brope\b|\bfreqs", "rotary positions"),
+    (r"rel_pos|relative_position|\brope\b|\bfreqs", "relative or rotary positions"),
     (r"\bmask_token$|\bdecoder_", "masked-image pre-training, with parts for masks or a decoder"),
-    (r"\bmlp\.(w12|w1|fc1_g)\.", "a gated MLP (SwiGLU)"),
-    (r"\battn\.gate\.", "gated attention"),
+    (r"\bmlp\.(w12|w1|fc1_g)\.|\battn\.gate\.", "a gate in the MLP (SwiGLU) or the attention"),
     (r"\bpatch_embed\.(backbone|norm)\.|\bconv_proj\.(\d|conv_)|\bconv_root/|\bpatch_embed\.proj\.\d",
      "another stem than one convolution (a ResNet, a stack of convolutions or a norm)"),
 )  # fmt: skip
