@@ -107,7 +107,8 @@ def memory(args, device, save):
             model = create_vit("B/16", img_size=side, **small).to(device)
             counted = step_memory(model, batch, device, precision, fused)
             rows.append({"sweep": sweep, "img_size": side, "batch": batch, "fused": fused,
-                         "tokens": model.pos_embed.shape[1], **counted})  # fmt: skip
+                         "tokens": model.patch_embed.num_patches + model.num_prefix_tokens,
+                         **counted})  # fmt: skip
             kept, peak = counted["saved_bytes"], counted["peak_bytes"]
             text = " / ".join("-" if b is None else f"{b / 1e9:.2f} GB" for b in (kept, peak))
             print(f"{side} px, batch {batch}, fused attention {fused}: kept / peak {text}",

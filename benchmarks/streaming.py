@@ -65,7 +65,7 @@ def photographs(folder):
 
 
 def images_per_second(split, *, batch_size, workers, train=True, limit=512) -> float:
-    """How many images a second loader gives to one who does nothing but take them.
+    """How many images a second a reader gives to one who does nothing but take them.
 
     limit: how many are timed, at least, in whole batches; beyond the split's end it starts again at
     its beginning. The start of the workers and everyone's first batch come before the clock starts.

@@ -104,22 +104,21 @@ def attention_rollout(maps):
     return found
 
 
-def answer_mask(attention, grid_size):
+def answer_mask(attention, model):
     """What the answer takes from each patch: (..., N+1, N+1) -> (..., rows, cols).
 
-    The class token's row without its own entry; of a model without one, (..., N, N), the mean over
-    the rows, which its head reads. attention: a rollout, figure 6, or raw maps of a block, for each
-    head or averaged. grid_size: model.patch_embed.grid_size. ValueError if they do not fit.
+    The class token's row, cut to the patches; of a model without one, (..., N, N), the mean over
+    the rows, which its head reads. attention: a rollout, figure 6, or raw maps of a block of model,
+    for each head or averaged. ValueError if it is not of this model's tokens.
     """
-    rows, cols = grid_size
-    if attention.shape[-1] == rows * cols + 1:
-        return attention[..., 0, 1:].unflatten(-1, (rows, cols))
-    if attention.shape[-1] == rows * cols:
-        return attention.mean(dim=-2).unflatten(-1, (rows, cols))
-    raise ValueError(
-        f"{attention.shape[-1]} tokens given, {rows} x {cols} patches need {rows * cols + 1} or, "
-        f"without a class token, {rows * cols}: take grid_size from the model of the maps"
-    )
+    N, prefix = model.patch_embed.num_patches, model.num_prefix_tokens
+    if attention.shape[-1] != N + prefix:
+        raise ValueError(
+            f"attention between {attention.shape[-1]} tokens given, the model has {N} patches and "
+            f"{prefix} tokens before them: give the model of the maps"
+        )
+    row = attention[..., 0, prefix:] if prefix else attention.mean(dim=-2)
+    return row.unflatten(-1, model.patch_embed.grid_size)
 
 
 # Weights
@@ -149,7 +148,7 @@ def position_similarity(model):
 
     Figure 7, centre, of the paper; row i, reshaped to the grid of patches, is its small picture i.
     """
-    positions = model.pos_embed[0, model.num_prefix_tokens :]  # (N, D)
+    positions = model.pos_embed[0, -model.patch_embed.num_patches :]  # (N, D)
     return F.cosine_similarity(positions[:, None], positions[None], dim=-1)  # (N, N)
 
 
@@ -180,33 +179,3 @@ def tokens_after_each_block(model, x):
             hooks.append(part.register_forward_hook(read))
         model(x)
     return tokens
-
-
-@torch.no_grad()
-def similarity_by_depth(model, x, batch_size=64):
-    """token_similarity of z_0 to z_L, all tokens of an image, the mean over images: (L + 1,)."""
-    total = 0
-    for batch in x.split(batch_size):
-        layers = [token_similarity(z).sum() for z in tokens_after_each_block(model, batch)]
-        total = total + torch.stack(layers)
-    return (total / len(x)).cpu()
-
-
-def linear_cka(features):
-    """How alike layers see the same n images: list of (n, p_i) -> (len, len), 0 to 1.
-
-    Linear centred kernel alignment (Kornblith et al., arXiv 1905.00414, section 3): the cosine
-    between the layers' Gram matrices, each feature's mean over the images subtracted first. 1 for
-    layers that differ by a rotation and a scale; the widths p_i may differ; more axes are
-    flattened. Take many more images than numbers, or unlike layers look alike. nan for a layer
-    that is the same for all images, as the class token of z_0 is. On the CPU, in float64.
-    """
-    grams = []
-    for layer in features:
-        layer = layer.detach().cpu().double().flatten(1)  # (n, p)
-        centred = layer - layer.mean(dim=0)
-        gram = (centred @ centred.T).flatten()  # (n^2,)
-        same = centred.norm() <= 1e-12 * layer.norm()
-        grams.append(gram / (torch.nan if same else gram.norm()))
-    grams = torch.stack(grams)  # (len, n^2)
-    return grams @ grams.T

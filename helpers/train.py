@@ -57,8 +57,6 @@ TRAINING_FLAGS = {
     "tensorboard": (bool, "write the metrics for TensorBoard too"),
 }
 EXAMPLES = """examples:
-  python -m helpers.train
-  python -m helpers.train --data fashion-mnist --run-dir runs/fashion --json runs/fashion.json
   python -m helpers.train --data my_photos/ --img-size 96 --patch-size 12
   python -m helpers.train --data cifar10 --recipe full --compile
   torchrun --nproc-per-node=2 --max-restarts=3 -m helpers.train --run-dir runs/digits

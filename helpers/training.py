@@ -199,10 +199,11 @@ def training_batches(data, config, generator, read):
         yield x, y, part.counts * len(y) * world_size() / part.total
 
 
-def train_epoch(model, batches, optimizer, config, precision, step, steps, ema=None, done=None):
+def train_epoch(model, batches, optimizer, config, precision, step, steps, ema=None,
+                after_step=None):  # fmt: skip
     """Notebook 10's loop over the batches of one epoch -> tensor (2,): summed loss, right answers.
 
-    step: the number of the first of them, of steps in the whole run; done is called after each.
+    step: the number of the first of them, of steps in the whole run.
     """
     sums = 0
     for x, y, weight in batches:
@@ -214,8 +215,8 @@ def train_epoch(model, batches, optimizer, config, precision, step, steps, ema=N
         if step % 50 == 0:
             check_finite(sums[0].item(), step, config)
         step += 1
-        if done:
-            done()
+        if after_step:
+            after_step()
     check_finite(sums[0].item(), step - 1, config)
     return sums
 
@@ -251,22 +252,23 @@ def fit(
     folder = RunFolder(model, optimizer, ema, generator, data, config, precision, facts)
     read = data.train.reader(device, train=True, flip=data.flip, workers=config.workers)
     look = data.validation.reader(torch.device("cpu"), workers=config.workers)
-    each = math.ceil(len(data.train) / config.batch_size)  # steps an epoch
-    with drop_path(model, config.drop_path), progress(config.epochs * each) as bar:
+    per_epoch = math.ceil(len(data.train) / config.batch_size)
+    steps = config.epochs * per_epoch
+    with drop_path(model, config.drop_path), progress(steps) as bar:
         if config.compile:
             shared, history.compile_seconds = compile_ahead(model, shared, data, config, precision)
         torch.manual_seed(config.seed + rank())  # dropout and drop-path
-        history.epochs = [EpochRecord(**record) for record in folder.start()]  # if it is resumed
-        first = len(history.epochs) + 1
-        bar.update((first - 1) * each)
+        history.epochs = [EpochRecord(**record) for record in folder.start_or_resume()]
+        done = len(history.epochs)
+        bar.update(done * per_epoch)
         start = time.perf_counter() - (history.epochs[-1].seconds if history.epochs else 0)
         try:
-            for epoch in range(first, config.epochs + 1):
+            for epoch in range(done + 1, config.epochs + 1):
                 model.train()
-                sums = train_epoch(
-                    shared, training_batches(data, config, generator, read), optimizer, config,
-                    precision, (epoch - 1) * each, config.epochs * each, ema, bar.update,
-                )  # fmt: skip
+                batches = training_batches(data, config, generator, read)
+                step = (epoch - 1) * per_epoch
+                sums = train_epoch(shared, batches, optimizer, config, precision, step, steps,
+                                   ema=ema, after_step=bar.update)  # fmt: skip
                 train = (sum_over_processes(sums) / len(data.train)).tolist()
                 seconds = time.perf_counter() - start
                 with averaged(ema):

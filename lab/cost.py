@@ -40,7 +40,8 @@ def multiply_adds(N, D, mlp_ratio=4.0):
 
 def vit_multiply_adds(model):
     """Multiply-adds of a VisionTransformer without a tanh layer, forward, for one image."""
-    N, (T, D) = model.patch_embed.num_patches, model.pos_embed.shape[1:]
+    N, D = model.patch_embed.num_patches, model.pos_embed.shape[-1]
+    T = N + model.num_prefix_tokens
     mlp_ratio = model.blocks[0].mlp.fc1.out_features / D
     block = sum(multiply_adds(T, D, mlp_ratio).values())
     ends = N * model.patch_embed.proj.weight.numel() + D * model.head.out_features
@@ -151,9 +152,10 @@ def halving(patch_sizes, img_size=28, batch=16, model=None, rounds=7):
         sizes = dict(in_chans=1, num_classes=10) | BASE | (model or {})
         vit = VisionTransformer(img_size, P, **sizes)
         counts = dict(multiply_adds=vit_multiply_adds(vit), bytes=saved_bytes(vit, x) // batch)
-        facts.append(dict(patch_size=P, tokens=vit.pos_embed.shape[1]) | counts)
+        tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+        facts.append(dict(patch_size=P, tokens=tokens) | counts)
         learn = partial(loss_of, vit, x, y)
-        works[vit.pos_embed.shape[1], vit.pos_embed.shape[2], batch] = {
+        works[tokens, vit.pos_embed.shape[2], batch] = {
             "forward": partial(step, partial(vit, x), []),
             "training": partial(step, learn, list(vit.parameters())),
         }

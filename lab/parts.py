@@ -40,7 +40,7 @@ class ReadPatch1(VisionTransformer):
     """Neither class token nor mean: the head reads the first patch's token."""
 
     def forward(self, x):
-        x = self.forward_features(x)[:, 0]  # (B, N, D) -> (B, D)
+        x = self.forward_features(x)[:, self.num_prefix_tokens]  # (B, N, D) -> (B, D)
         return self.head(self.pre_logits(x))  # (B, K)
 
 
@@ -82,10 +82,11 @@ def without(model, part, layer=None):
     elif part == "depth":
         model.blocks = model.blocks[:1]
     elif part == "class token":
-        table, learns = model.pos_embed.detach(), model.pos_embed.requires_grad
-        table = table[:, model.num_prefix_tokens :].clone()
-        model.pos_embed = nn.Parameter(table, requires_grad=learns)
-        model.cls_token, model.num_prefix_tokens = None, 0
+        if model.num_prefix_tokens:
+            table, learns = model.pos_embed.detach(), model.pos_embed.requires_grad
+            model.pos_embed = nn.Parameter(table[:, 1:].clone(), requires_grad=learns)
+            model.cls_token = None
+            model.num_prefix_tokens -= 1
         model.__class__ = ReadPatch1  # the same parts, another forward
     elif part == "residuals":
         for block in blocks:

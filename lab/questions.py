@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers.augmentation import normalize
-from helpers.inspection import tokens_after_each_block, visiting
+from helpers.inspection import token_similarity, tokens_after_each_block, visiting
 from helpers.training import predict
 from lab.parts import without
 
@@ -56,6 +56,36 @@ def layer_features(model, data, images, batch_size=256):
             found.setdefault("class token", []).append(tokens[:, :, 0])
         found.setdefault("patches", []).append(tokens[:, :, first:].mean(dim=2))
     return {name: torch.cat(parts, dim=1) for name, parts in found.items()}
+
+
+@torch.no_grad()
+def similarity_by_depth(model, x, batch_size=64):
+    """token_similarity of z_0 to z_L, all tokens of an image, the mean over images: (L + 1,)."""
+    total = 0
+    for batch in x.split(batch_size):
+        layers = [token_similarity(z).sum() for z in tokens_after_each_block(model, batch)]
+        total = total + torch.stack(layers)
+    return (total / len(x)).cpu()
+
+
+def linear_cka(features):
+    """How alike layers see the same n images: list of (n, p_i) -> (len, len), 0 to 1.
+
+    Linear centred kernel alignment (Kornblith et al., arXiv 1905.00414, section 3): the cosine
+    between the layers' Gram matrices, each feature's mean over the images subtracted first. 1 for
+    layers that differ by a rotation and a scale; the widths p_i may differ; more axes are
+    flattened. Take many more images than numbers, or unlike layers look alike. nan for a layer
+    that is the same for all images, as the class token of z_0 is. On the CPU, in float64.
+    """
+    grams = []
+    for layer in features:
+        layer = layer.detach().cpu().double().flatten(1)  # (n, p)
+        centred = layer - layer.mean(dim=0)
+        gram = (centred @ centred.T).flatten()  # (n^2,)
+        same = centred.norm() <= 1e-12 * layer.norm()
+        grams.append(gram / (torch.nan if same else gram.norm()))
+    grams = torch.stack(grams)  # (len, n^2)
+    return grams @ grams.T
 
 
 def linear_probe(features, labels, held_out_features, held_out_labels):
@@ -132,8 +162,8 @@ def partly_shown(model, share, generator):
     """While this lasts, model gets a random share of each image's patch tokens, 0 < share <= 1.
 
     round(share N) tokens of z_0, one at least, drawn for each image by itself, with the positions
-    that they had; the class token always stays. They come in random order, which no part of the
-    encoder can see: share 1 changes nothing but rounding. generator: on the CPU.
+    that they had; what stands before them always stays. They come in random order, which no part
+    of the encoder can see: share 1 changes nothing but rounding. generator: on the CPU.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}: a share of the patches above 0 and up to 1 is needed")
@@ -143,7 +173,7 @@ def partly_shown(model, share, generator):
         B, N, D = tokens.shape
         count = max(1, round(share * (N - first)))
         order = torch.rand(B, N - first, generator=generator).argsort(dim=1)[:, :count] + first
-        order = torch.cat([torch.zeros(B, first, dtype=torch.long), order], dim=1)
+        order = torch.cat([torch.arange(first).expand(B, -1), order], dim=1)
         return tokens.gather(1, order[:, :, None].expand(-1, -1, D).to(tokens.device))
 
     hook = model.pos_drop.register_forward_hook(choose)

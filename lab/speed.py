@@ -218,7 +218,7 @@ def expected_bytes(model, batch, fused=True):
     kernel: what the row of the softmax was divided by) or N (the row itself).
     """
     C, H, W = model.patch_embed.input_shape
-    N, D = model.pos_embed.shape[1:]
+    N, D = model.patch_embed.num_patches + model.num_prefix_tokens, model.pos_embed.shape[-1]
     block = model.blocks[0]
     rows = block.attn.num_heads * (1 if fused else N)
     token = 8 * D + 2 * block.mlp.fc1.out_features + 4 + rows

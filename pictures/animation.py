@@ -33,7 +33,7 @@ def forward_pass_animation(model, image, path, classes, mean, std):
     """
     if model.num_prefix_tokens != 1:
         raise ValueError('the model has no class token to follow: it needs global_pool="token"')
-    if (N := model.pos_embed.shape[1] - 1) > MOST_PATCHES:
+    if (N := model.patch_embed.num_patches) > MOST_PATCHES:
         raise ValueError(f"{N} patches given, at most {MOST_PATCHES} can be drawn: cut larger ones")
     film = Film(follow(model, image, mean, std))
     if len(classes) != (K := len(film.j.probabilities)):

@@ -51,19 +51,23 @@ def explorer(model, images, data, titles=None):
         maps = [found.float().cpu() for found in attention_maps(model, x)]  # L of (n, h, T, T)
         shares = model(x).float().cpu().softmax(dim=-1)  # (n, K)
     rollout = attention_rollout(maps)  # (n, T, T)
+    still = still_picture(images[0], maps, rollout, model)
+    shown = torch.arange(rollout.shape[-1])  # the class token and the patches, no tokens between
+    shown = shown[(shown < 1) | (shown >= model.num_prefix_tokens)]
+    maps = [found[..., shown[:, None], shown] for found in maps]
+    rollout = rollout[..., shown[:, None], shown]
     names = data.classes if hasattr(model.head, "out_features") else ()  # without a head: none
     facts = {
         "rows": model.patch_embed.grid_size[0],
         "cols": model.patch_embed.grid_size[1],
         "layers": len(maps),
         "heads": maps[0].shape[1],
-        "classToken": model.num_prefix_tokens == 1,
+        "classToken": model.num_prefix_tokens > 0,
         "titles": titles,
         "pictures": [picture(image) for image in images],
         "predictions": [answers(row, names) for row in shares],
         "shades": [to_hex(colormaps["viridis"](i / (SHADES - 1))) for i in range(SHADES)],
     }
-    still = still_picture(images[0], maps, rollout, facts)
     for coarser in COARSER:
         facts |= packed(maps, rollout, coarser)
         page = assembled(facts, still)
@@ -146,12 +150,12 @@ def advice(n, size):
     return "a model with larger patches, fewer layers or fewer heads"
 
 
-def still_picture(image, maps, rollout, facts):
+def still_picture(image, maps, rollout, model):
     """What the answer takes from the patches of the first image: mean of the heads, each layer."""
-    grid, L = (facts["rows"], facts["cols"]), len(maps)
+    L = len(maps)
     chosen = sorted({round(i) for i in np.linspace(0, L - 1, min(L, MOST_LAYERS))})
-    panels = [(f"layer {i + 1}", answer_mask(maps[i][0].mean(dim=0), grid)) for i in chosen]
-    panels.append(("rollout", answer_mask(rollout[0], grid)))
+    panels = [(f"layer {i + 1}", answer_mask(maps[i][0].mean(dim=0), model)) for i in chosen]
+    panels.append(("rollout", answer_mask(rollout[0], model)))
     figure = Figure(figsize=(1.1 * (len(panels) + 1) + 0.2, 1.75), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels) + 1)

@@ -41,14 +41,14 @@ def test_recorded_picks_a_data_set_numbers_in_order():
 
 
 def test_table_marks_the_edge_and_what_counts():
-    points = {"base": a_record(0.90, 0.91), "same": a_record(0.9, 0.915)}
+    points = {"base": a_record(0.90, 0.91), "same": a_record(0.9, 0.915, lr=0.001)}
     points["bad"] = a_record(0.5, 0.52, lr=0.009)
     head, *lines = table(points, "base", "digits").splitlines()
     assert head.startswith("digits") and head.endswith("against base") and len(lines) == 3
     assert "90.50% ± 0.71" in lines[0] and "*" not in lines[0] and "counts" not in lines[0]
     twice = 2 * compare(points["bad"], points["base"]).error
     assert "0.009*" in lines[2] and lines[2].endswith(f"-39.50 ± {twice:.2f}  counts")
-    assert "+0.25" in lines[1] and not lines[1].endswith("counts")
+    assert "0.001*" in lines[1] and "+0.25" in lines[1] and not lines[1].endswith("counts")
     sized = table(points, "base", sizes=True).splitlines()
     assert "12.3 k" in sized[1] and "679 k" in sized[1]
 

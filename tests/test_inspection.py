@@ -10,12 +10,11 @@ from helpers.inspection import (
     attention_maps,
     attention_rollout,
     embedding_components,
-    linear_cka,
     position_similarity,
-    similarity_by_depth,
     token_similarity,
     tokens_after_each_block,
 )
+from lab.questions import linear_cka, similarity_by_depth
 from tests.peers import images, small_vit
 
 
@@ -98,7 +97,7 @@ def test_rollout_follows_a_chain():
     expected = torch.zeros(7)
     expected[[0, 5, 3]] = torch.tensor([0.5, 0.25, 0.25])  # stays, one step, two steps
     assert_close(found[0], expected)
-    assert_close(answer_mask(found, (2, 3)), torch.tensor([[0, 0, 0.25], [0, 0.25, 0]]))
+    assert_close(answer_mask(found, small()), torch.tensor([[0, 0, 0.25], [0, 0.25, 0]]))
 
 
 def test_rollout_of_a_model_is_the_product_of_its_mean_maps(model, x):
@@ -113,15 +112,15 @@ def test_rollout_of_a_model_is_the_product_of_its_mean_maps(model, x):
 
 def test_answer_mask_is_the_class_row_or_the_mean_row_on_the_grid():
     attention = torch.rand(2, 3, 7, 7)
-    found = answer_mask(attention, (2, 3))
-    pooled = answer_mask(attention[..., 1:, 1:], (2, 3))
+    found = answer_mask(attention, small())
+    pooled = answer_mask(attention[..., 1:, 1:], small(global_pool="avg"))
     for row in range(2):
         for col in range(3):
             key = 1 + 3 * row + col
             assert torch.equal(found[..., row, col], attention[..., 0, key])
             assert_close(pooled[..., row, col], sum(attention[..., 1:, key].unbind(-1)) / 6)
-    with pytest.raises(ValueError, match="5 tokens given, 2 x 3 patches need 7"):
-        answer_mask(torch.rand(2, 5, 5), (2, 3))
+    with pytest.raises(ValueError, match="between 6 tokens given, the model has 6 patches and 1"):
+        answer_mask(attention[..., 1:, 1:], small())
 
 
 def test_embedding_components_are_the_principal_components():

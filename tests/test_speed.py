@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 from helpers import training
 from helpers.data import Split, load
@@ -90,10 +89,10 @@ def test_switches_change_the_speed_and_not_the_weights(few):
     def trained(**switches):
         model = tiny()
         speed.training_work(model, few, CONFIG, CPU, steps=3, **switches)()
-        return nn.utils.parameters_to_vector(model.parameters())
+        return torch.nn.utils.parameters_to_vector(model.parameters())
 
     usual = trained()
-    assert not torch.equal(usual, nn.utils.parameters_to_vector(tiny().parameters()))
+    assert not torch.equal(usual, torch.nn.utils.parameters_to_vector(tiny().parameters()))
     for switches in (speed.PLAIN, {"resident": False}, {"wait": True}, {"fused": False}):
         torch.testing.assert_close(trained(**switches), usual, rtol=1e-4, atol=1e-6)
 

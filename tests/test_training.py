@@ -157,16 +157,6 @@ def test_the_mean_of_the_weights_is_evaluated_and_kept_but_not_trained_on(few):
     assert (history.test_loss, history.test_accuracy) == evaluate(model, few)
 
 
-def test_prediction_does_not_depend_on_the_batch_and_leaves_the_mode(few):
-    model = randomize(tiny_vit(drop_rate=0.5)).train()
-    together = predict(model, few, few.test.images)
-    torch.testing.assert_close(together, predict(model, few, few.test.images, batch_size=7))
-    assert model.training
-    right = (together.argmax(1) == few.test.labels).float().mean().item()
-    expected = pytest.approx((F.cross_entropy(together, few.test.labels).item(), right))
-    assert evaluate(model, few) == expected == evaluate(model, few, batch_size=7)
-
-
 # A whole run
 
 

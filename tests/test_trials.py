@@ -138,7 +138,7 @@ def test_tuning_may_be_shorter_and_a_run_that_fails_counts_as_nothing(few, monke
     seen, fit = [], trials.fit
 
     def failing(model, data, config):
-        seen.append((config.lr, config.epochs, len(data.train)))
+        seen.append((config.lr, config.epochs, len(data.train), data.train.images.sum().item()))
         if config.lr == 3e-3:
             raise FloatingPointError
         return fit(model, data, config)
@@ -146,7 +146,8 @@ def test_tuning_may_be_shorter_and_a_run_that_fails_counts_as_nothing(few, monke
     monkeypatch.setattr(trials, "fit", failing)
     how = SMALL | dict(steps=66, tune_steps=22, images=dict(train=100))  # 13 times: 21 batches
     result = trial("digits", **how, seeds=(1,))
-    assert seen == [(1e-4, 1, 1300), (3e-3, 1, 1300), (1e-4, 3, 1300)]
+    assert [run[:3] for run in seen] == [(1e-4, 1, 1300), (3e-3, 1, 1300), (1e-4, 3, 1300)]
+    assert seen[0][3] == seen[1][3] != seen[2][3]  # a seed has images of its own
     assert result["tried"]["0.003"] == [0.0] and result["lr"] == 1e-4
     assert trial("digits", **(how | dict(lrs=(3e-3,))))["test"] == [0.0] * 3
 
@@ -197,10 +198,7 @@ def test_every_point_of_the_tasks_is_a_model_of_its_own():
 @pytest.fixture
 def quick(monkeypatch):
     """Two experiments of the same two quick points."""
-    table = {
-        name: ("builtins.dict", {"test": [0.5, end]})
-        for name, end in {"one": 0.5, "two": 0.7}.items()
-    }
+    table = dict.fromkeys(("one", "two"), ("builtins.dict", {"test": [0.5, 0.7]}))
     both = {"first": lambda: table, "second": lambda: table}
     monkeypatch.setattr(experiments, "EXPERIMENTS", both)
     return table
@@ -232,6 +230,7 @@ def test_a_point_is_run_once(quick, tmp_path, monkeypatch, capsys):
     with pytest.raises(FileNotFoundError, match="python benchmarks/experiments.py first"):
         records("first")
     where = ["--json-dir", str(tmp_path)]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # whatever it says
     experiments.main(["first", *where, "--processes", "1"])
     record = records("first")["two"]
     assert set(FACTS.split()) <= set(record) and record["test"] == [0.5, 0.7]

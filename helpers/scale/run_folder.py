@@ -59,7 +59,7 @@ class RunFolder:
             "versions": versions(),
         } | (facts or {})
 
-    def start(self):
+    def start_or_resume(self):
         """The records of the epochs that are done: [] at the start, more when a run is resumed.
 
         ValueError if the folder holds a run and config.resume is not set, or if that run has
