@@ -26,12 +26,13 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from throughput import DTYPES, device_name, seconds, training_step, write_result
+from throughput import DTYPES, device_name, training_step, write_result
 
 from helpers.model import create_vit
 from helpers.plotting import sample_photo
 from helpers.scale.devices import choose_precision
 from helpers.scale.streaming import load_streaming
+from lab.speed import seconds
 
 MODELS = {"Ti/16": (16, 512), "S/16": (8, 256), "B/16": (4, 256)}  # images a step: (CPU, GPU)
 CLASSES = 1000

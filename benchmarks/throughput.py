@@ -15,7 +15,6 @@ import json
 import platform
 import statistics
 import sys
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers.model import VisionTransformer
+from lab import speed
 
 SIZES = {  # patch_size, img_size, embed_dim, num_heads, num_classes; all are 12 blocks deep
     "Ti/4@32": (4, 32, 192, 3, 10),
@@ -126,29 +126,12 @@ def inference_step(model, images, labels, dtype):
 MODES = {"training": training_step, "inference": inference_step}
 
 
-def seconds(step, device):
-    """Wall-clock seconds of one step, the device's queue empty before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def race(steps, rounds, device):
-    """{name: step} -> {name: seconds of each round}. The order turns round by round."""
-    names = list(steps)
-    for name in names:
-        for _ in range(2):
-            steps[name]()
-    times = {name: [] for name in names}
-    for turn in range(rounds):
-        for k in range(len(names)):
-            name = names[(turn + k) % len(names)]
-            times[name].append(seconds(steps[name], device))
-    return times
+    """{name: step} -> {name: seconds of each round}, after two steps of each, untimed."""
+    for step in steps.values():
+        step()
+        step()
+    return speed.race(steps, rounds, device)
 
 
 def compare(size_name, mode, dtype_name, rounds, device):
