@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from functools import partial
 from types import SimpleNamespace
 
 import nbformat
@@ -291,15 +292,15 @@ def test_a_still_picture_where_no_script_runs(chromium, shown_notebook):
         chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_live_in_jupyterlab(chromium, shown_notebook, tmp_path):
-    pytest.importorskip("jupyterlab", reason="no JupyterLab here")
+def test_live_in_jupyterlab_and_notebook_7(chromium, shown_notebook, tmp_path):
+    pytest.importorskip("notebook", reason="no JupyterLab and no Notebook 7 here")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     options = (
         f"no-browser allow-root expose-app-in-browser ip=127.0.0.1 port={port} "
         f"ServerApp.port_retries=0 ServerApp.password= ServerApp.root_dir={shown_notebook.parent} "
-        "IdentityProvider.token= LabApp.news_url=None "
-        "LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
+        "JupyterNotebookApp.expose_app_in_browser=True IdentityProvider.token= "
+        "LabApp.news_url=None LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
     )
     command = [sys.executable, "-m", "jupyterlab", *(f"--{one}" for one in options.split())]
     nobodys = os.environ | {"HOME": str(tmp_path)}  # settings
@@ -308,22 +309,22 @@ def test_live_in_jupyterlab(chromium, shown_notebook, tmp_path):
         address = f"http://127.0.0.1:{port}"
         wait(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
         requests(chromium)
-        chromium.get(f"{address}/lab/tree/shown.ipynb")
-        # Somebody else's outputs: JupyterLab takes their scripts away, the pictures stand there.
-        still, _ = find(chromium, ".vx-still img", 2)
-        wait(still.is_displayed)
-        assert not find(chromium, ".vx-live")
-
-        app = "const app = window.jupyterapp;"
-        ready = "return app?.shell.currentWidget?.context?.sessionContext?.isReady"
-        wait(lambda: chromium.execute_script(app + ready))
-        chromium.execute_script(app + "app.commands.execute('notebook:run-all-cells')")
-        root, _ = find(chromium, ".vit-explorer:has(.vx-live)", 2)
-        chromium.execute_script("arguments[0].scrollIntoView()", root)
-        token = Shown(chromium, root, build("token"))
-        token.asks[6].click()
-        token.press("ARROW_DOWN")  # Jupyter's own shortcuts take keys before the page does
-        token.must_show(0, 2, 4, 10)
+        for page in ("lab/tree", "notebooks"):
+            chromium.get(f"{address}/{page}/shown.ipynb")
+            # Somebody else's outputs: Jupyter takes their scripts away, the pictures stand there.
+            still, _ = find(chromium, ".vx-still img", 2)
+            wait(still.is_displayed)
+            assert not find(chromium, ".vx-live")
+            app = "const app = window.jupyterapp;"
+            ready = app + "return app?.shell.currentWidget?.context?.sessionContext?.isReady"
+            wait(partial(chromium.execute_script, ready))
+            chromium.execute_script(app + "app.commands.execute('notebook:run-all-cells')")
+            root, _ = find(chromium, ".vit-explorer:has(.vx-live)", 2)
+            chromium.execute_script("arguments[0].scrollIntoView()", root)
+            token = Shown(chromium, root, build("token"))
+            token.asks[6].click()
+            token.press("ARROW_DOWN")  # Notebook 7's shortcuts take keys before the page does
+            token.must_show(0, 2, 4, 10)
         assert [url for url in requests(chromium) if not url.startswith(address)] == []
     finally:
         os.killpg(server.pid, signal.SIGTERM)  # the kernel too, which has this group
