@@ -26,11 +26,12 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from throughput import DTYPES, device_name, training_step, write_result
+from throughput import DTYPES, training_step, write_result
 
 from helpers.model import create_vit
 from helpers.plotting import sample_photo
 from helpers.scale.devices import choose_precision
+from helpers.scale.run_folder import machine
 from helpers.scale.streaming import load_streaming
 from lab.speed import seconds
 
@@ -177,7 +178,7 @@ def main():
     with photographs(args.folder) as (folder, name):
         split = load_streaming(folder, img_size=args.img_size).train
         what = (f"{len(split)} files ({name}) to {args.img_size} x {args.img_size}; "
-                f"{device_name(device)}, {os.cpu_count()} cores")  # fmt: skip
+                f"{machine(device.type)}, {os.cpu_count()} cores")  # fmt: skip
         print(what, flush=True)
         rows = rows_of(race(split, args.workers, steps, args, device), steps, precision)
     print_rows(rows)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers.model import VisionTransformer
+from helpers.scale.run_folder import machine
 from lab import speed
 
 SIZES = {  # patch_size, img_size, embed_dim, num_heads, num_classes; all are 12 blocks deep
@@ -165,17 +166,6 @@ def compare(size_name, mode, dtype_name, rounds, device):
     }
 
 
-def device_name(device):
-    """The GPU's name, or the CPU's as the operating system gives it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name") and line.split(":")[1].strip():
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def print_row(row):
     speeds = "  ".join(f"{name} {speed:8.1f}" for name, speed in row["images_per_second"].items())
     ratios = "  ".join(f"{name} {ratio:.2f}" for name, ratio in row["ours_over_peer"].items())
@@ -187,7 +177,7 @@ def write_result(path, what, device, rows):
     """JSON with the rows, and what anybody needs to repeat or to compare them."""
     result = {
         "what": what,
-        "device": device_name(device),
+        "device": machine(device.type),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),

@@ -12,9 +12,9 @@ root that you name; files that lie in the folder VIT_DATA names are used where t
 import gzip
 import math
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -25,7 +25,7 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from torchvision import datasets
-from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+from torchvision.datasets.utils import calculate_md5, check_integrity, download_url, extract_archive
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
@@ -243,20 +243,21 @@ def _read_mnist(places: list[Path], table: str = "MNIST") -> tuple[Parts, tuple[
 def _read_cifar10(places: list[Path]) -> tuple[Parts, tuple[str, ...]]:
     """By torchvision, which unpickles the batches only after it has checked their MD5s."""
     known, parts = datasets.CIFAR10, {}
-    folders = [place / known.base_folder for place in places]
-    folder = next((path for path in folders if path.is_dir()), folders[0])
-    if not folder.is_dir():
-        archive = _published(known.filename, known.tgz_md5, [known.url], places)
-        with _room_beside(folder) as temporary:
-            extract_archive(str(archive), str(temporary))
-            (temporary / known.base_folder).replace(folder)
-    try:
-        for part, train in (("train", True), ("test", False)):
-            found = known(folder.parent, train=train)
-            images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-            parts[part] = images, torch.tensor(found.targets)
-    except RuntimeError as error:
-        raise ValueError(f"{folder} is not as published ({error}). {ANEW}") from error
+    files = [f"{known.base_folder}/{name}" for name, _ in [*known.train_list, *known.test_list]]
+    whole = (place for place in places if all((place / file).is_file() for file in files))
+    with tempfile.TemporaryDirectory() as temporary:  # nothing is left of an unpacked archive
+        if not (place := next(whole, None)):
+            place = temporary
+            archive = _published(known.filename, known.tgz_md5, [known.url], places)
+            extract_archive(str(archive), place)
+        try:
+            for part, train in (("train", True), ("test", False)):
+                found = known(place, train=train)
+                images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+                parts[part] = images, torch.tensor(found.targets)
+        except RuntimeError as error:
+            folder = f"{place}/{known.base_folder}"
+            raise ValueError(f"{folder} is not as published ({error}). {ANEW}") from error
     return parts, tuple(found.classes)
 
 
@@ -273,6 +274,7 @@ NAMED = {
 
 # Finding files and fetching them
 
+PATIENCE = 30  # seconds without a byte, after which a server counts as gone
 # What download_url raises (RuntimeError: the checksum is another), but for a full disk's OSError
 NETWORK_ERRORS = HTTPException, URLError, ConnectionError, TimeoutError, SSLError, RuntimeError
 
@@ -301,32 +303,31 @@ def _published(file: str, md5: str, urls: list[str], places: list[Path]) -> Path
         if check_integrity(path, md5):
             return path
         if path.is_file():
-            raise ValueError(f"{path} is not the published file, or not all of it. {ANEW}")
-    path, reasons = places[0] / file, []
-    with _room_beside(path) as temporary:
-        for url in urls:
-            try:
-                download_url(url, temporary, path.name, md5)
-            except NETWORK_ERRORS as error:
-                reasons.append(f"  {url}: {error}")
-                continue
-            return (temporary / path.name).replace(path)
-    raise ConnectionError(
-        f"could not download {path.name}:\n" + "\n".join(reasons) + f"\nPut it by hand into "
-        f"{path.parent}, or name a folder that has it as root or in VIT_DATA. "
-        'load("digits") needs no network.'
-    )
-
-
-@contextmanager
-def _room_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder beside path, to make it in: then it is there whole or not at all."""
+            raise ValueError(
+                f"{path} is not the published file, or not all of it: its MD5 is "
+                f"{calculate_md5(path)}, expected {md5}. {ANEW}"
+            )
+    path, reasons, before = places[0] / file, [], socket.getdefaulttimeout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        socket.setdefaulttimeout(PATIENCE)  # download_url itself would wait for ever
         with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
-            yield Path(temporary)
+            for url in urls:
+                try:
+                    download_url(url, temporary, path.name, md5)
+                except NETWORK_ERRORS as error:
+                    reasons.append(f"  {url}: {error}")
+                else:
+                    return Path(temporary, path.name).replace(path)
     except OSError as error:
         raise OSError(
             f"{path} is not there yet and cannot be written: {error}. Pass as root a folder that "
             'you may write to and that has room. load("digits") needs none.'
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    raise ConnectionError(
+        f"could not download {path.name}:\n" + "\n".join(reasons) + f"\nPut it by hand into "
+        f"{path.parent}, or name a folder that has it as root or in VIT_DATA. "
+        'load("digits") needs no network.'
+    )

@@ -7,7 +7,9 @@ without opening the pictures, for helpers.scale.streaming.
 """
 
 import difflib
+import functools
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -117,8 +119,13 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 def _list_classes(folder: Path, classes: tuple[str, ...]) -> Files:
     """By torchvision, as for ImageFolder: pictures in sub-folders of a class are among them."""
 
+    real, seen = functools.cache(os.path.realpath), {}
+
     def shown(path):
-        return not any(map(_is_hidden, Path(path).relative_to(folder).parts))
+        parts, where = Path(path).relative_to(folder).parts, os.path.dirname(path)
+        # A folder counts once a class, so links that lead round in a circle add nothing.
+        first = seen.setdefault((parts[0], real(where)), where)
+        return first == where and not any(map(_is_hidden, parts))
 
     numbers = {name: i for i, name in enumerate(classes)}
     found = make_dataset(folder, numbers, is_valid_file=shown, allow_empty=True)

@@ -125,24 +125,6 @@ def answer_mask(attention, model):
 
 
 @torch.no_grad()
-def embedding_components(model, n=28):
-    """What the patch embedding looks at: (components (n, C, P, P), their shares of variance (n,)).
-
-    Figure 7, left: principal components of the D filters of model.patch_embed, each a point of
-    P^2 C numbers, the mean filter subtracted. For showing, each is scaled by itself: 0.5 is zero,
-    its largest number is 1 (a component's sign means nothing). Fewer than n, min(D, P^2 C), if
-    there are not as many. Largest share first; all shares together are 1. On the CPU.
-    """
-    weight = model.patch_embed.proj.weight.cpu().double()  # (D, C, P, P)
-    filters = weight.flatten(1)  # (D, P^2 C)
-    _, spread, components = torch.linalg.svd(filters - filters.mean(dim=0), full_matrices=False)
-    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
-    shown = 0.5 + 0.5 * components / largest  # (min(D, P^2 C), P^2 C)
-    shares = spread**2 / (spread**2).sum()
-    return shown[:n].view(-1, *weight.shape[1:]).float(), shares[:n].float()
-
-
-@torch.no_grad()
 def position_similarity(model):
     """Cosine of each position embedding with every other: (N, N), the class row left out.
 

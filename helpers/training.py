@@ -282,6 +282,7 @@ def fit(
         except KeyboardInterrupt:
             history.interrupted = True
     history.seconds = time.perf_counter() - start
+    read = look = None  # their workers end
     if ema:
         ema.swap()
     if not history.interrupted:
@@ -311,3 +312,7 @@ def check_finite(loss, step, config):
             f"the loss became {loss} by step {step + 1}: try a smaller lr than {config.lr}, or a "
             f"longer warm-up than {config.warmup}; a checkpoint that was saved before stays"
         )
+
+
+if __name__ == "__main__":
+    raise SystemExit("the command line is now: python -m helpers.train, with the same flags")

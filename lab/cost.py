@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.model import EncoderBlock, VisionTransformer, attention
-from lab.speed import attention_by, race, saved_bytes
+from lab.speed import attention_by, kept_numbers, race, saved_bytes
 from lab.trials import BASE
 
 CPU = torch.device("cpu")
@@ -46,22 +46,6 @@ def vit_multiply_adds(model):
     block = sum(multiply_adds(T, D, mlp_ratio).values())
     ends = N * model.patch_embed.proj.weight.numel() + D * model.head.out_features
     return ends + len(model.blocks) * block
-
-
-def kept_numbers(N, D, heads, mlp_ratio=4.0, fused=True):
-    """Numbers that an encoder block keeps for the backward pass for one image, {part: count}.
-
-    norms: inputs and outputs of both, a mean and a deviation for each token; attention: q, k, v and
-    what it returns; pairs: the rows of the softmax, or (fused) one number for each; mlp: both sides
-    of GELU. Exact in float32 for two heads and two images or more (with one, torch's separate
-    products keep copies of q and k, too).
-    """
-    return {
-        "norms": N * (4 * D + 4),
-        "attention": N * 4 * D,
-        "pairs": N * heads * (1 if fused else N),
-        "mlp": 2 * N * int(mlp_ratio * D),
-    }
 
 
 # Time

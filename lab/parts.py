@@ -44,6 +44,11 @@ class ReadPatch1(VisionTransformer):
         return self.head(self.pre_logits(x))  # (B, K)
 
 
+def encoder_blocks(model):
+    """Those of model.blocks that are blocks: positions may have been put between them."""
+    return [block for block in model.blocks if isinstance(block, EncoderBlock)]
+
+
 def without(model, part, layer=None):
     """Take a part away from a VisionTransformer in place -> model.
 
@@ -52,15 +57,16 @@ def without(model, part, layer=None):
     reads the first patch's token, after the last norm, instead of a class token, which goes, or of
     the mean.
 
-    In every block, or in model.blocks[layer]: attention, mlp, block (both): it adds nothing. A
-    head's number, from 0: its columns of proj become zeros, and proj's bias stays. residuals: what
-    attention or the MLP makes is not added to its input but replaces it. norm: tokens stay as they
-    are; of all blocks, the last norm goes too.
+    In every block, or in the one whose number is layer: attention, mlp, block (both): it adds
+    nothing. A head's number, from 0: its columns of proj become zeros, and proj's bias stays.
+    residuals: what attention or the MLP makes is not added to its input but replaces it. norm:
+    tokens stay as they are; of all blocks, the last norm goes too.
 
     ValueError for another part, IndexError for a layer that is not there.
     """
-    blocks = model.blocks if layer is None else [model.blocks[layer]]
-    heads = range(blocks[0].attn.num_heads) if hasattr(blocks[0].attn, "num_heads") else ()
+    blocks = encoder_blocks(model) if layer is None else [encoder_blocks(model)[layer]]
+    attending = [block.attn for block in blocks if not isinstance(block.attn, Nothing)]
+    heads = range(max((attn.num_heads for attn in attending), default=0))
     if layer is not None and part in ("positions", "heads", "depth", "class token"):
         raise ValueError(f"{part} cannot be taken from one layer: leave layer out")
     if part == "positions":
@@ -72,15 +78,15 @@ def without(model, part, layer=None):
             if part != "attention":
                 block.mlp = Nothing()
     elif part in heads:
-        for block in blocks:
-            width = block.attn.proj.in_features // len(heads)
+        for attn in attending:
+            width = attn.proj.in_features // attn.num_heads
             with torch.no_grad():
-                block.attn.proj.weight[:, part * width : (part + 1) * width] = 0
+                attn.proj.weight[:, part * width : (part + 1) * width] = 0
     elif part == "heads":
-        for block in blocks:
-            block.attn.num_heads = 1
+        for attn in attending:
+            attn.num_heads = 1
     elif part == "depth":
-        model.blocks = model.blocks[:1]
+        model.blocks = model.blocks[: 1 + list(model.blocks).index(blocks[0])]
     elif part == "class token":
         if model.num_prefix_tokens:
             table, learns = model.pos_embed.detach(), model.pos_embed.requires_grad
@@ -223,7 +229,7 @@ def positions(model, kind, where="input", std=0.5):
         nn.init.normal_(model.cls_token, std=std)  # what its row of a learned table gives it
     if kind == "none":
         return
-    blocks = list(model.blocks)
+    blocks = encoder_blocks(model)
     count = len(blocks) if where == "every layer" else 1
     tables = [TABLES[kind](model.patch_embed.grid_size, tokens, D, std) for _ in range(count)]
     if where == "every layer, shared":
@@ -250,7 +256,7 @@ class PostNormBlock(EncoderBlock):
 @replacement
 def norm_after(model):
     """Norm after each half, as in 2017; the last norm goes, since every block ends with one."""
-    for block in model.blocks:
+    for block in encoder_blocks(model):
         block.__class__ = PostNormBlock  # the same parts, in another order
     model.norm = nn.Identity()
 
@@ -258,7 +264,7 @@ def norm_after(model):
 @replacement
 def relu(model):
     """max(0, x) in the place of GELU in every MLP, as in 2017."""
-    for block in model.blocks:
+    for block in encoder_blocks(model):
         block.mlp.act = nn.ReLU()
 
 

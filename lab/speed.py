@@ -210,19 +210,33 @@ def attention_by(fused):
     return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 
 
+def kept_numbers(N, D, heads, mlp_ratio=4.0, fused=True):
+    """Numbers that an encoder block keeps for the backward pass for one image, {part: count}.
+
+    norms: inputs and outputs of both, a mean and a deviation for each token; attention: q, k, v and
+    what it returns; pairs: the rows of the softmax, or (fused) one number for each; mlp: both sides
+    of GELU. Exact in float32 for two heads and two images or more (with one, torch's separate
+    products keep copies of q and k, too).
+    """
+    return {
+        "norms": N * (4 * D + 4),
+        "attention": N * 4 * D,
+        "pairs": N * heads * (1 if fused else N),
+        "mlp": 2 * N * int(mlp_ratio * D),
+    }
+
+
 def expected_bytes(model, batch, fused=True):
     """What saved_bytes should find in float32 for two images or more, from the sizes alone.
 
-    A block keeps, a token: 8 D (both norms' inputs and outputs; q, k and v; what attention returns)
-    and 2 M (before and after GELU), four numbers for the norms, and for each head one (the fused
-    kernel: what the row of the softmax was divided by) or N (the row itself).
+    kept_numbers of each block, the images, and around the last norm 2 D + 2 for each token.
     """
     C, H, W = model.patch_embed.input_shape
     N, D = model.patch_embed.num_patches + model.num_prefix_tokens, model.pos_embed.shape[-1]
-    block = model.blocks[0]
-    rows = block.attn.num_heads * (1 if fused else N)
-    token = 8 * D + 2 * block.mlp.fc1.out_features + 4 + rows
-    numbers = C * H * W + N * (len(model.blocks) * token + 2 * D + 2)  # 2 D + 2: the last norm
+    numbers = C * H * W + N * (2 * D + 2)
+    for block in model.blocks:
+        ratio = block.mlp.fc1.out_features / D
+        numbers += sum(kept_numbers(N, D, block.attn.num_heads, ratio, fused).values())
     return 4 * batch * numbers
 
 

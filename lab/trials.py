@@ -17,8 +17,8 @@ from helpers.data import HOME, Split, load
 from helpers.model import VisionTransformer
 from helpers.training import TrainConfig, evaluate, fit
 from lab.cnn import SmallResNet
+from lab.damage import shuffle_patches
 from lab.parts import replace_part, without
-from lab.questions import shuffle_patches
 
 RESULTS = HOME / "benchmarks" / "results" / "experiments"
 

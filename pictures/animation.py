@@ -32,7 +32,10 @@ def forward_pass_animation(model, image, path, classes, mean, std):
     be drawn.
     """
     if model.num_prefix_tokens != 1:
-        raise ValueError('the model has no class token to follow: it needs global_pool="token"')
+        raise ValueError(
+            f"the model has {model.num_prefix_tokens} tokens before the patches, and the film "
+            'follows one class token: build it with global_pool="token" and no others'
+        )
     if (N := model.patch_embed.num_patches) > MOST_PATCHES:
         raise ValueError(f"{N} patches given, at most {MOST_PATCHES} can be drawn: cut larger ones")
     film = Film(follow(model, image, mean, std))

@@ -9,12 +9,11 @@ from helpers.inspection import (
     attention_distance,
     attention_maps,
     attention_rollout,
-    embedding_components,
     position_similarity,
     token_similarity,
     tokens_after_each_block,
 )
-from lab.questions import linear_cka, similarity_by_depth
+from lab.questions import embedding_components, linear_cka, similarity_by_depth
 from tests.peers import images, small_vit
 
 

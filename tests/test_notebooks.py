@@ -153,8 +153,8 @@ BAD = [
     (rules.rule_recap, source(6, "## Recap\n\nAll done."), "has no table"),
     (
         rules.rule_short_classes,
-        source(3, "class Long:\n" + '    """A word."""\n\n    # free\n' + "    x = 1\n" * 40),
-        r"cell \[2\]: Long has 41 lines",
+        source(3, 'class Long:\n    """A word."""\n\n    # free\n' + rules.LONGEST * "    x = 1\n"),
+        rf"cell \[2\]: Long has {rules.LONGEST + 1} lines",
     ),
     (rules.rule_any_directory, source(5, "import os\nos.chdir('..')"), "changes the working"),
     (rules.rule_any_directory, source(5, "%cd .."), r"cell \[3\] changes the working"),

@@ -1,4 +1,4 @@
-"""lab/questions.py and lab/cnn.py: what a model knows, and what it can do without."""
+"""lab/questions.py, lab/damage.py, lab/cnn.py: what a model knows, and what it can do without."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from helpers.augmentation import normalize
 from helpers.data import ImageData, Split, load
 from helpers.inspection import tokens_after_each_block
 from helpers.training import TrainConfig, fit, predict
-from lab import questions
+from lab import damage, questions
 from lab.cnn import SmallCNN
 from lab.questions import accuracy, partly_shown
 from tests.test_inspection import small, state
@@ -69,7 +69,7 @@ def test_every_question_has_one_answer_in_any_mode_and_leaves_no_trace(model, da
         lambda: questions.probe_positions(model, data, data.train.images, images),
         lambda: questions.accuracy_without(model, data, images, labels),
         lambda: questions.accuracy_when_shown(model, data, images, labels, [0.3, 1]),
-        lambda: questions.accuracy_under(model, data, images, labels, questions.shift, [0, 2]),
+        lambda: damage.accuracy_under(model, data, images, labels, damage.shift, [0, 2]),
         lambda: questions.occlusion_drop(model, x, labels, 2),
     ):
         first, second = (torch.stack([torch.as_tensor(part) for part in run()]) for _ in range(2))
@@ -202,7 +202,7 @@ def test_changes_are_seeded_and_leave_the_original(pixels, name):
 
 
 def test_shift_moves_by_k_pixels_in_four_directions(pixels):
-    directions, found = [(2, 0), (-2, 0), (0, 2), (0, -2)], questions.shift(pixels, 2, draw())
+    directions, found = [(2, 0), (-2, 0), (0, 2), (0, -2)], damage.shift(pixels, 2, draw())
     framed = F.pad(pixels, (2, 2, 2, 2))  # two pixels of black all around
     moved = torch.stack([framed[..., 2 - y : 6 - y, 2 - x : 8 - x] for y, x in directions])
     fits = (moved == found).flatten(2).all(2)  # (4, 300)
@@ -211,13 +211,13 @@ def test_shift_moves_by_k_pixels_in_four_directions(pixels):
 
 def test_noise_has_its_sigma_and_is_cut_off_and_squares_lie_at_every_place_inside():
     grey = torch.full((100, 3, 20, 10), 128, dtype=torch.uint8)
-    error = (questions.add_noise(grey, 0.1, draw()).double() - 128) / 255
+    error = (damage.add_noise(grey, 0.1, draw()).double() - 128) / 255
     assert abs(error.mean()) < 0.002 and error.std().item() == pytest.approx(0.1, rel=0.01)
-    strong = questions.add_noise(grey, 10, draw())
+    strong = damage.add_noise(grey, 10, draw())
     assert ((strong == 0) | (strong == 255)).double().mean() > 0.9  # nothing wrapped around
 
     white, places = torch.full((300, 3, 4, 6), 255, dtype=torch.uint8), set()
-    for image in questions.cover_square(white, 3, draw()):
+    for image in damage.cover_square(white, 3, draw()):
         top, left = (image == 128).all(0).nonzero()[0].tolist()
         assert (image[:, top : top + 3, left : left + 3] == 128).all()
         assert (image == 255).sum() == 3 * (24 - 9)
@@ -227,7 +227,7 @@ def test_noise_has_its_sigma_and_is_cut_off_and_squares_lie_at_every_place_insid
 
 def test_shuffle_moves_whole_patches_anywhere(pixels):
     goes = torch.zeros(6, 6)
-    for image, mixed in zip(pixels, questions.shuffle_patches(pixels, 2, draw()), strict=True):
+    for image, mixed in zip(pixels, damage.shuffle_patches(pixels, 2, draw()), strict=True):
         old, new = (
             [y[:, r : r + 2, c : c + 2].tolist() for r in (0, 2) for c in (0, 2, 4)]
             for y in (image, mixed)
@@ -246,7 +246,7 @@ def test_accuracy_under_gives_every_model_the_same_images(data, images):
         return images if strength == 1 else images.flip(0)
 
     model, labels = SmallCNN(2, 3, width=2), data.test.labels
-    found = questions.accuracy_under(model, data, images, labels, change, [1, 2], seed=7)
+    found = damage.accuracy_under(model, data, images, labels, change, [1, 2], seed=7)
     expected = [accuracy(model, data, y, labels) for y in (images, images.flip(0))]
     assert_close(found, torch.tensor(expected))
     assert all(torch.equal(drawn, torch.rand(3, generator=draw(7))) for drawn in seen)

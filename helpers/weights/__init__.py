@@ -75,13 +75,14 @@ def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=N
 def model_from(source, *, interpolation=None, grid=None, **changes):
     """(model in eval mode, Report): the VisionTransformer that fits source, its weights loaded.
 
-    changes: arguments of VisionTransformer that shapes do not tell or that shall be others. Without
-    num_heads, the source must tell it or be of a model of Table 1, Ti or S by depth and width;
-    another img_size resizes the positions, another num_classes gives a new head, 0 none. The rest
-    and the errors are load_pretrained's.
+    changes: arguments of VisionTransformer that shapes do not tell or that shall be others; None
+    leaves what was found. Without num_heads, the source must tell it or be of a model of Table 1,
+    Ti or S by depth and width; another img_size resizes the positions, another num_classes gives a
+    new head, 0 none. The rest and the errors are load_pretrained's.
     """
     found = read(source, grid)
     settings = _arguments(found)
+    changes = {name: value for name, value in changes.items() if value is not None}
     if changes.get("num_classes", settings["num_classes"]) != settings["num_classes"]:
         settings["representation_size"] = None
     settings |= changes
@@ -91,7 +92,8 @@ def model_from(source, *, interpolation=None, grid=None, **changes):
         D, depth = settings["embed_dim"], settings["depth"]
         raise ValueError(
             f"no shape tells num_heads, and {depth} blocks of width {D} are no known model: give "
-            f"num_heads, a divisor of {D}. A wrong one loads as well and answers wrongly"
+            f"num_heads, a divisor of {D}, often {max(1, D // 64)}. A wrong one loads as well and "
+            "answers wrongly"
         )
     model = VisionTransformer(**settings).eval()
     return model, load_pretrained(model, found, interpolation=interpolation)
@@ -240,4 +242,5 @@ def _advice(found):
     usual = dict(in_chans=3, mlp_ratio=4, global_pool="token", representation_size=None)
     others = [f"{n}={value!r}" for n, value in settings.items() if usual.get(n, "") != value]
     code = f'create_vit("{variant}", {", ".join(others)})'
-    return f"These are the weights of {variant} at {settings.get('img_size')} px: build {code}"
+    at = f" at {settings['img_size']} px" if "img_size" in settings else ""
+    return f"These are the weights of {variant}{at}: build {code}"

@@ -71,7 +71,9 @@ def read(source, grid=None):
         )
     while wrapper := next((w for w in WRAPPERS if isinstance(weights.get(w), Mapping)), None):
         weights = weights[wrapper]
-    found = replace(_recognised(weights), **facts)
+    found = _recognised(weights)
+    if found.layout.name == "timm":  # whose names DeiT and our own checkpoints have as well
+        found = replace(found, **facts)
     if grid:
         found.grid = tuple(grid)
     return found
@@ -95,6 +97,8 @@ def _opened(path):
                 weights = dict(file)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:  # damaged bytes make the readers raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
@@ -122,12 +126,16 @@ def _recognised(weights):
         for pattern, what in REFUSED:
             if re.search(pattern, name):
                 raise ValueError(f"{name} is {what}: a plain ViT would answer wrongly with it")
+    candidates = []
     for layout in LAYOUTS:
         (kernel,), (positions,) = layout.names("patch_embed.proj.weight"), layout.names("pos_embed")
         for name in weights:
             prefix = name.removesuffix(kernel)
-            if re.fullmatch(PREFIX, prefix) and prefix + positions in weights:
-                return _converted(layout, _without(prefix, weights))
+            if re.fullmatch(PREFIX, prefix):
+                candidates.append((prefix + positions not in weights, layout, prefix))
+    if candidates:  # better one whose positions are there; without them, the layout says what lacks
+        _, layout, prefix = min(candidates, key=lambda candidate: candidate[0])
+        return _converted(layout, _without(prefix, weights))
     raise ValueError(
         "no layout known here (timm, DeiT, torchvision, official .npz): a patch embedding and "
         f"positions by none of their names, but {few(list(weights)) or 'nothing'}"
