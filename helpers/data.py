@@ -249,7 +249,13 @@ def _read_cifar10(places: list[Path]) -> tuple[Parts, tuple[str, ...]]:
         if not (place := next(whole, None)):
             place = temporary
             archive = _published(known.filename, known.tgz_md5, [known.url], places)
-            extract_archive(str(archive), place)
+            try:
+                extract_archive(str(archive), place)
+            except OSError as error:
+                raise OSError(
+                    f"{archive} cannot be unpacked in {place}: {error}. Make room there, or name "
+                    "another folder in TMPDIR."
+                ) from error
         try:
             for part, train in (("train", True), ("test", False)):
                 found = known(place, train=train)

@@ -276,7 +276,7 @@ def test_full_disk_or_interrupt_leaves_nothing(error, cifar10, tmp_path, monkeyp
     assert files_in(tmp_path) == []
     network(monkeypatch, {"cifar-10-python.tar.gz": cifar10[1]})
     monkeypatch.setattr(data, "extract_archive", unpack_half)
-    with pytest.raises(type(error), match=advice):
+    with pytest.raises(type(error), match=advice and "cannot be unpacked.*TMPDIR"):
         load("cifar10", root=tmp_path)
     assert files_in(tmp_path) == ["cifar-10-python.tar.gz"]
 
