@@ -190,7 +190,7 @@ def pixels():
 
 @pytest.mark.parametrize("name", ["shift", "add_noise", "cover_square", "shuffle_patches"])
 def test_changes_are_seeded_and_leave_the_original(pixels, name):
-    change, strength = getattr(questions, name), 0.2 if name == "add_noise" else 2
+    change, strength = getattr(damage, name), 0.2 if name == "add_noise" else 2
     before, found = pixels.clone(), change(pixels, strength, draw(1))
     assert found.dtype == torch.uint8 and found.shape == pixels.shape
     assert torch.equal(found, change(pixels, strength, draw(1)))
