@@ -55,16 +55,26 @@ def race(works, rounds, device):
 # Operations
 
 
+def count_flops(work, *inputs):
+    """Floating-point operations of the products in work(*inputs), counted by torch as it runs.
+
+    Attention runs as separate products meanwhile. Its fused kernels differ from device to device,
+    torch below 2.15 counts that of a CPU as nothing, and what a kernel computes a second time to
+    save memory is no work of the model's.
+    """
+    with FlopCounterMode(display=False) as counter, attention_by(fused=False):
+        work(*inputs)
+    return counter.get_total_flops()
+
+
 def training_flops(model):
     """Floating-point operations of a training step for one image, forward and backward, counted.
 
-    Counted on the meta device, where shapes are followed and nothing is computed. What a fused
-    kernel computes a second time to save memory is not counted twice.
+    Counted on the meta device, where shapes are followed and nothing is computed.
     """
     twin = copy.deepcopy(model).to("meta").train()
-    with FlopCounterMode(display=False) as counter:
-        twin(torch.zeros(1, *model.patch_embed.input_shape, device="meta")).sum().backward()
-    return counter.get_total_flops()
+    image = torch.zeros(1, *model.patch_embed.input_shape, device="meta")
+    return count_flops(lambda: twin(image).sum().backward())
 
 
 def matmul_peak(device, precision, side=None, rounds=5):
@@ -83,6 +93,15 @@ def matmul_peak(device, precision, side=None, rounds=5):
     work()
     best = min(seconds(work, device) for _ in range(rounds))
     return 2 * side**3 * repeats / best
+
+
+def utilisation(rung, flops, device, side=None):
+    """(MFU, peak): the share that a rung of ladder reaches of matmul_peak in its own precision.
+
+    flops: of a training step for one image; side: of the product's matrices.
+    """
+    peak = matmul_peak(device, rung["precision"], side)
+    return rung["images_per_second"] * flops / peak, peak
 
 
 # The ladder
@@ -150,9 +169,9 @@ def ladder(build, data, config, device, large=(), steps=10, rounds=5, compile=No
 
     build() returns a new model. A round is steps steps of config.batch_size images; after the last
     switch, as many images in batches of each size in large. compile=None: on a GPU alone. Returns
-    a dict for each rung: name, batch_size, images_per_second (median of the rounds), over_first
-    (median of the ratios within a round), first_seconds (the first round of all, in which
-    torch.compile compiles).
+    a dict for each rung: name, batch_size, precision, images_per_second (median of the rounds),
+    over_first (median of the ratios within a round), first_seconds (the first round of all, in
+    which torch.compile compiles).
     """
     compiles = device.type == "cuda" if compile is None else compile
     plan, switches = {}, dict(PLAIN)
@@ -169,8 +188,8 @@ def ladder(build, data, config, device, large=(), steps=10, rounds=5, compile=No
             sized = replace(config, batch_size=size)
             works[name] = training_work(model, data, sized, device, count, **settings)
             first = seconds(works[name], device)
-            rungs.append({"name": name, "batch_size": size, "images": count * size,
-                          "first_seconds": first})  # fmt: skip
+            rungs.append({"name": name, "batch_size": size, "precision": settings["precision"],
+                          "images": count * size, "first_seconds": first})  # fmt: skip
         times = race(works, rounds, device)
     plain = times[rungs[0]["name"]]
     for rung in rungs:

@@ -11,7 +11,6 @@ import json
 from dataclasses import replace
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.data import HOME, Split, load
 from helpers.model import VisionTransformer
@@ -19,6 +18,7 @@ from helpers.training import TrainConfig, evaluate, fit
 from lab.cnn import SmallResNet
 from lab.damage import shuffle_patches
 from lab.parts import replace_part, without
+from lab.speed import count_flops
 
 RESULTS = HOME / "benchmarks" / "results" / "experiments"
 
@@ -136,10 +136,10 @@ def tune(accuracies, lrs):
 def size_of(model, image_shape):
     """{"parameters": trained numbers, "multiply_adds": of one image, forward}, counted."""
     model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *image_shape))
+    with torch.no_grad():
+        flops = count_flops(model, torch.zeros(1, *image_shape))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"parameters": trained, "multiply_adds": counter.get_total_flops() // 2}
+    return {"parameters": trained, "multiply_adds": flops // 2}
 
 
 def trial(data, model=None, change=None, images=None, training=None, steps=400, tune_steps=None,

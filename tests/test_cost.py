@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils import flop_counter
 
 from helpers.model import EncoderBlock, VisionTransformer, attention
-from lab import cost, speed
+from lab import cost, speed, trials
+from tests.notebook_rules import ROOT
 
 
 def counted(work):
     """Multiply-adds of work(), as torch counts them."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        work()
-    return counter.get_total_flops() / 2
+    with torch.no_grad():
+        return speed.count_flops(work) / 2
 
 
 @pytest.mark.parametrize("N, D, heads, ratio", [(7, 24, 3, 2.0), (16, 8, 2, 0.5)])
@@ -67,9 +67,7 @@ def watched(monkeypatch, function, *arguments):
 
     def timed(works, rounds):
         for name, work in next(iter(works.values())).items():
-            with FlopCounterMode(display=False) as counter:
-                work()
-            found[name] = counter.get_total_flops() / 2
+            found[name] = speed.count_flops(work) / 2
 
     def grad(y, wanted, start):  # the counter cannot watch torch.autograd.grad
         torch.autograd.backward(y, start, inputs=wanted)
@@ -174,3 +172,24 @@ def test_pieces_have_a_bar_for_counts_and_one_for_time():
         "N = 64: multiply-adds": {"scores": 64 * 64 * 32, "softmax": 0},
         "N = 64: time": {"scores": 2.0, "softmax": 3.0},
     }
+
+
+def test_attention_counts_where_torch_knows_no_kernel_of_it(monkeypatch):
+    """Below 2.15 the table has none for a CPU, and what it does not know counts as nothing."""
+    for operation in list(flop_counter.flop_registry):
+        if "scaled_dot_product" in str(operation):
+            monkeypatch.delitem(flop_counter.flop_registry, operation)
+    q = torch.zeros(1, 2, 7, 12)
+    assert speed.count_flops(attention, q, q, q) == 2 * 2 * 7 * 7 * 24
+    model = VisionTransformer(8, 2, 1, 10, 16, 2, 2)
+    counted = trials.size_of(model, (1, 8, 8))["multiply_adds"]
+    assert counted == cost.vit_multiply_adds(model)
+    pixels = 2 * 16 * model.patch_embed.proj.weight.numel()  # they get no gradient
+    assert speed.training_flops(model) == 6 * counted - pixels
+
+
+def test_one_place_counts():
+    rooms = ("helpers", "lab", "pictures", "benchmarks", "tools", "notebooks")
+    here = [p for room in rooms for end in ("py", "ipynb") for p in (ROOT / room).rglob(f"*.{end}")]
+    users = [p.name for p in here if "import FlopCounterMode" in p.read_text(encoding="utf-8")]
+    assert users == ["speed.py"]

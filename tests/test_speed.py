@@ -73,6 +73,20 @@ def test_the_peak_is_the_operations_over_the_best_time(monkeypatch):
     assert speed.matmul_peak(CPU, "float32", side=8, rounds=3) == 2 * 8**3 / 2.0
 
 
+def test_a_step_and_its_peak_are_of_one_precision(few, monkeypatch):
+    asked = []
+
+    def peak(device, precision, side=None):
+        asked.append(precision)
+        return {"float32": 1e6, "bfloat16": 4e6}[precision]
+
+    monkeypatch.setattr(speed, "matmul_peak", peak)
+    for rung in speed.ladder(tiny, few, CONFIG, CPU, steps=1, rounds=1):
+        mfu, of = speed.utilisation(rung, 1000, CPU)
+        assert mfu == 1000 * rung["images_per_second"] / of
+    assert asked == ["float32"] * 3 + ["bfloat16"] * 2  # as LADDER says, without compiling
+
+
 def test_the_loop_that_is_timed_is_that_of_fit(few, monkeypatch):
     """Four steps give the weights of an epoch of fit on 64 images, bit for bit."""
     data = replace(few, train=Split(few.train.images[:64], few.train.labels[:64]))
