@@ -72,8 +72,6 @@ def ladder(args, device, save):
     data = noise("cifar10", 200 if args.quick else 16384)
     large = (64,) if args.quick else (512, 2048)
     counts = dict(steps=2, rounds=2) if args.quick else dict(steps=16, rounds=7)
-    precision = choose_precision("auto", device, 128)
-    peak = speed.matmul_peak(device, precision, side=64 if args.quick else None)
     rows = []
     for label, changes in (("full recipe", {}), ("affine augmentation alone", LIGHT)):
         sizes, config = settings(data, "full", args, batch_size=128, **changes)
@@ -82,12 +80,12 @@ def ladder(args, device, save):
         for rung in speed.ladder(
             lambda sizes=sizes: VisionTransformer(**sizes), data, config, device, large, **counts
         ):
-            mfu = rung["images_per_second"] * flops / peak
-            rows.append({"augmentation": label, **rung, "mfu": mfu})
+            mfu, peak = speed.utilisation(rung, flops, device, side=64 if args.quick else None)
+            rows.append({"augmentation": label, **rung, "peak_operations": peak, "mfu": mfu})
             print(f"{label}: {rung['name']:24} {rung['images_per_second']:10,.0f} images/s, "
                   f"{rung['over_first']:.2f} x, MFU {mfu:.1%}", flush=True)  # fmt: skip
         facts = dict(model=sizes, config=asdict(config), flops_per_image=flops)
-        save(rows, peak_operations=peak, peak_precision=precision, **facts)
+        save(rows, **facts)
     save(rows, whole=True)
 
 

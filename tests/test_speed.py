@@ -198,7 +198,8 @@ def test_a_part_that_measures_writes_one_file(tmp_path, part):
     if part == "ladder":
         row = result["rows"][-1]
         assert row["name"] == "+ batch of 64" and len(result["rows"]) == 2 * 6  # no compiling
-        used = row["images_per_second"] * result["flops_per_image"] / result["peak_operations"]
+        assert row["precision"] == "bfloat16"
+        used = row["images_per_second"] * result["flops_per_image"] / row["peak_operations"]
         assert row["mfu"] == pytest.approx(used)
 
 
