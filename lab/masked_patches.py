@@ -38,8 +38,8 @@ INTACT, MASKED, SWAPPED, KEPT = range(4)  # what happens to a patch; the last th
 LEVELS = 8  # 3 bits
 
 
-def mean_levels(images, patch_size):
-    """The mean of each patch and channel, 0..255: uint8 (B, C, H, W) -> (B, C, H/P, W/P).
+def patch_sums(images, patch_size):
+    """The sum of each patch and channel: uint8 (B, C, H, W) -> int64 (B, C, H/P, W/P).
 
     ValueError if the images are not uint8, or patch_size does not divide both sides.
     """
@@ -53,7 +53,8 @@ def mean_levels(images, patch_size):
         raise ValueError(
             f"images of {H} x {W} pixels given, patch_size is {patch_size}: it must divide both"
         )
-    return F.avg_pool2d(images.double(), patch_size)  # double: whole sums stay exact
+    patches = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
+    return patches.sum((3, 5))  # whole numbers: exact on any device
 
 
 def patch_targets(images, patch_size):
@@ -62,7 +63,7 @@ def patch_targets(images, patch_size):
     A channel's mean, 0..255, is cut to one of 8 levels of 32 each; the levels are the digits of a
     number, the first channel's first: 64 red + 8 green + blue, 512 classes, or 8 of one grey.
     """
-    levels = mean_levels(images, patch_size).long() // (256 // LEVELS)  # (B, C, H/P, W/P)
+    levels = patch_sums(images, patch_size) // (patch_size**2 * 256 // LEVELS)  # (B, C, H/P, W/P)
     classes = levels[:, 0]
     for level in levels.unbind(1)[1:]:
         classes = LEVELS * classes + level
@@ -138,7 +139,7 @@ def pretrain(model, data, steps, lr=3e-3, weight_decay=0.1, batch_size=64, seed=
     model.train()
     curve, sums = [], torch.zeros(3)
     batches = batches_without_end(len(data.train), batch_size, generator)
-    read = data.train.reader(device, train=False)
+    read = data.train.reader(device)
     for step in range(steps):
         x, _ = next(read([next(batches)]))  # the order of a pass is drawn when it begins
         for group in optimizer.param_groups:
@@ -190,12 +191,12 @@ def held_out_guesses(model, guesser, data, images, seed=0):
     -> {"loss", "accuracy"} of each: "model"; "always the same", the share of each colour in
     data.train; "each place", the same of each place of the grid; "neighbours", the mean of those
     of the up to 8 patches around that are intact, of all intact ones where none is (no loss: it
-    names one colour). images: uint8, not of data.train.
+    names one colour). images: uint8, not of data.train. Shares and means on the CPU, in float64.
     """
-    patch_size = model.patch_embed.proj.stride[0]
+    patch_size, images = model.patch_embed.proj.stride[0], images.cpu()
     logits, kinds = guess(model, guesser, data, images, seed)
-    colours = patch_targets(images, patch_size)
-    seen = F.one_hot(patch_targets(data.train.images, patch_size), logits.shape[-1]).double()
+    colours, learned = (patch_targets(x, patch_size) for x in (images, data.train.images.cpu()))
+    seen = F.one_hot(learned, logits.shape[-1]).double()
     places = seen.mean(dim=0) + 1e-6  # (N, 8^C), no share is 0
     masked, rivals = kinds == MASKED, {"model": logits, "always the same": places.mean(0).log()}
     rivals["each place"] = places.log()
@@ -212,8 +213,8 @@ def held_out_guesses(model, guesser, data, images, seed=0):
 
 def mean_of_neighbours(images, kinds, patch_size):
     """What the intact patches around would say: -> uint8 (n, C, H/P, W/P). See held_out_guesses."""
-    means = mean_levels(images, patch_size)
-    intact = (kinds == INTACT).view(len(images), 1, *means.shape[2:]).double()
+    means = patch_sums(images.cpu(), patch_size).double() / patch_size**2
+    intact = (kinds.cpu() == INTACT).view(len(images), 1, *means.shape[2:]).double()
     near = 9 * F.avg_pool2d(torch.cat([means * intact, intact], dim=1), 3, stride=1, padding=1)
     everywhere = (means * intact).sum((2, 3), True) / intact.sum((2, 3), True)
     around = near[:, :-1] / near[:, -1:].clamp(min=1)

@@ -96,7 +96,7 @@ def linear_probe(features, labels, held_out_features, held_out_labels):
     from sklearn.preprocessing import StandardScaler
 
     probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1.0))
-    x, held_out_x = features.double().cpu().numpy(), held_out_features.double().cpu().numpy()
+    x, held_out_x = (f.cpu().double().numpy() for f in (features, held_out_features))
     y, held_out_y = labels.cpu().numpy(), held_out_labels.cpu().numpy()
     probe.fit(x, y)
     return float(probe.score(x, y)), float(probe.score(held_out_x, held_out_y))
@@ -280,6 +280,6 @@ def mean_and_interval(values):
             f"{len(values)} numbers given, {int(values.isnan().sum())} of them nan: an interval "
             "needs 2 or more, none of them nan (rank_correlation gives nan for a constant map)"
         )
-    values = values.double()
+    values = values.cpu().double()
     mean, error = values.mean().item(), (values.std() / len(values) ** 0.5).item()
     return mean, mean - 1.96 * error, mean + 1.96 * error
