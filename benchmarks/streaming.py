@@ -66,7 +66,7 @@ def photographs(folder):
             yield Path(temporary), "crops of two photographs that come with scikit-learn"
 
 
-def images_per_second(split, *, batch_size, workers, train=True, limit=512) -> float:
+def images_per_second(split, *, batch_size, workers, crop=0.08, limit=512) -> float:
     """How many images a second a reader gives to one who does nothing but take them.
 
     limit: how many are timed, at least, in whole batches; beyond the split's end it starts again at
@@ -78,7 +78,7 @@ def images_per_second(split, *, batch_size, workers, train=True, limit=512) -> f
     turn = max(1, workers)  # batches that are in the making at a time
     timed = turn * math.ceil(limit / batch_size / turn)
     numbers = torch.arange((turn + timed) * batch_size) % len(split)
-    read = split.reader(torch.device("cpu"), train=train, workers=workers)
+    read = split.reader(torch.device("cpu"), crop=crop, workers=workers)
     for k, _ in enumerate(read(numbers.split(batch_size)), start=1):
         if k == turn:
             start = time.perf_counter()

@@ -3,9 +3,11 @@
 A .safetensors file, whole or not there. Those of other libraries: helpers/weights/.
 """
 
+import errno
 import json
 import math
 import os
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,24 +21,47 @@ from helpers.model import VisionTransformer
 def whole_file(path):
     """A temporary name to write to; at the end it is renamed to path, after an error removed.
 
-    So what bears the name path is whole, at any moment, whatever happens to the program.
+    So what bears the name path is whole, at any moment, whatever happens to the program. OSError
+    if it cannot be written, which says that.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # on the disk before it gets its name
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path):
+    """OSError, ahead of the work, if whole_file(path) would raise it."""
+    path = Path(path)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+
+
+@contextmanager
+def _explained(path):
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # on the disk before it gets its name
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be written ({error.strerror or error}); what bears that name is as it "
+            "was. Make room, see to it that you may write there, or choose another place"
+        ) from error
 
 
 def write_json(path, facts):
     """Write facts, JSON-ready, as a whole file."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def ratio_for(D, M):
@@ -62,6 +87,7 @@ def model_arguments(model):
         "global_pool": "token" if model.num_prefix_tokens else "avg",
         "representation_size": model.pre_logits[0].out_features if len(model.pre_logits) else None,
         "norm_eps": model.norm.eps,
+        "pos_embed_std": model.pos_embed_std,
     }
 
 
@@ -92,11 +118,17 @@ def load_checkpoint(path):
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["vit"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is no whole checkpoint of save_checkpoint ({error!r}): "
             "copy it again, or train it anew"
         ) from error
-    model = VisionTransformer(**facts["model"])
-    model.load_state_dict(weights, strict=True)
+    try:
+        model = VisionTransformer(**facts["model"])
+        model.load_state_dict(weights, strict=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} has facts and weights that make no model here ({str(error).strip()}): it was "
+            "changed, or is of a newer version of helpers. Take the file as it was saved, or update"
+        ) from error
     return model.eval(), facts

@@ -20,6 +20,28 @@ SIZES = {
 VARIANTS = ("Ti/16", "S/16", "S/32", "B/8", "B/16", "B/32", "L/16", "L/32", "H/14")
 
 
+def check(given, allowed):
+    """ValueError naming the first of given, {name: value}, that is not what allowed says it is."""
+    for name, (words, fits) in allowed.items():
+        if not fits(given[name]):
+            raise ValueError(f"{name} is {given[name]!r}: it must be {words}")
+
+
+COUNT = "a whole number, 1 or more", lambda n: n >= 1 and n == int(n)
+COUNT_OR_0 = "a whole number, 0 or more", lambda n: n >= 0 and n == int(n)
+NUMBER = "0 or more, and finite", lambda x: 0 <= x < float("inf")
+BELOW_1 = "0 or more, and below 1", lambda x: 0 <= x < 1
+ARGUMENTS = {  # what VisionTransformer takes, in words and as a test
+    **dict.fromkeys(("patch_size", "in_chans", "embed_dim", "num_heads"), COUNT),
+    **dict.fromkeys(("num_classes", "depth"), COUNT_OR_0),
+    **dict.fromkeys(("norm_eps", "pos_embed_std"), NUMBER),
+    "mlp_ratio": ("above 0, and finite", lambda x: 0 < x < float("inf")),
+    "drop_rate": BELOW_1,
+    "global_pool": ('"token" or "avg"', lambda x: x in ("token", "avg")),
+    "representation_size": ("None, or 1 or more", lambda n: n is None or n >= 1),
+}
+
+
 class PatchEmbedding(nn.Module):
     """Images to patch tokens, x_p E of equation 1: (B, C, H, W) -> (B, N, D).
 
@@ -141,8 +163,7 @@ class VisionTransformer(nn.Module):
                  depth=12, num_heads=12, mlp_ratio=4.0, drop_rate=0.0, global_pool="token",
                  representation_size=None, norm_eps=1e-6, pos_embed_std=0.02):  # fmt: skip
         super().__init__()
-        if global_pool not in ("token", "avg"):
-            raise ValueError(f'global_pool is {global_pool!r}: choose "token" or "avg"')
+        check(locals(), ARGUMENTS)
         self.patch_embed = PatchEmbedding(img_size, patch_size, in_chans, embed_dim)
         N, prefix = self.patch_embed.num_patches, int(global_pool == "token")
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if prefix else None
@@ -156,13 +177,14 @@ class VisionTransformer(nn.Module):
         tanh_layer = [nn.Linear(embed_dim, features), nn.Tanh()] if representation_size else []
         self.pre_logits = nn.Sequential(*tanh_layer)
         self.head = nn.Linear(features, num_classes) if num_classes else nn.Identity()
+        self.pos_embed_std = pos_embed_std
         initialize(self, pos_embed_std)
 
     def forward_features(self, x):
         """Images (B, C, H, W) -> every token after the last norm: (B, N+1, D), or (B, N, D)."""
         x = self.patch_embed(x)  # (B, C, H, W) -> (B, N, D)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, N+1, D)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, N+1, D)
         x = self.pos_drop(x + self.pos_embed)  # z_0, equation 1
         return self.norm(self.blocks(x))
 
@@ -203,17 +225,24 @@ def initialize(model, pos_embed_std=0.02):
     nn.init.normal_(model.pos_embed, std=pos_embed_std)
 
 
+def nearest_variant(name):
+    """The name in VARIANTS that comes closest: "B/16" for "vit_base_patch16_224" or "ViT-B-16"."""
+    plain = str(name).upper().replace("DEIT", "").replace("VIT", "").replace("PATCH", "")
+    parts = plain.translate(str.maketrans("_-.", "///")).split("/")
+    starts, numbers = {p[:1] for p in parts}, {p.lstrip("ABEGHILMNRSTUY") for p in parts}
+    usual = ("B/16", *VARIANTS)
+    return min(usual, key=lambda v: (v[0] not in starts, v.split("/")[1] not in numbers))
+
+
 def create_vit(variant, **overrides):
     """A model of Table 1 by its name, "B/16" say, any argument of VisionTransformer overridden.
 
     ValueError for a name that is not in VARIANTS.
     """
     if variant not in VARIANTS:
-        name = str(variant).upper()
-        nearest = min(VARIANTS, key=lambda v: (v[0] not in name, sum(c not in name for c in v)))
         raise ValueError(
-            f"variant {variant!r} is unknown, did you mean {nearest!r}? There are: "
-            + ", ".join(VARIANTS)
+            f"variant {variant!r} is unknown, did you mean {nearest_variant(variant)!r}? There "
+            f"are: {', '.join(VARIANTS)}"
         )
     size, patch_size = variant.split("/")
     depth, embed_dim, num_heads = SIZES[size]

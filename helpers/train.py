@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from helpers.checkpoints import write_json
+from helpers.checkpoints import check_writable, write_json
 from helpers.data import load
-from helpers.model import VisionTransformer
-from helpers.recipes import RECIPES, recipe
+from helpers.model import ARGUMENTS, VisionTransformer, check
+from helpers.recipes import RECIPES, check_all, own_recipe, recipe
 from helpers.scale.distributed import first_process_first, joined, rank, world_size
 from helpers.scale.run_folder import default_run_dir, result_of, stopped
 from helpers.scale.streaming import load_streaming
@@ -35,8 +35,9 @@ TRAINING_FLAGS = {
     "lr": (float, "highest learning rate"),
     "weight_decay": (float, "AdamW's, on matrices alone"),
     "warmup": (float, "share of the steps in which the learning rate climbs"),
-    "grad_clip": (float, "largest norm of the gradient"),
+    "grad_clip": (float, "largest norm of the gradient; inf: any"),
     "label_smoothing": (float, "share of a label spread over all classes"),
+    "crop": (float, "smallest share of a picture that a random crop shows, with --stream; 0: none"),
     "shift": (float, "pixels by which training images move at most"),
     "rotate": (float, "degrees by which they turn at most"),
     "zoom": (float, "share by which they grow or shrink at most"),
@@ -86,6 +87,11 @@ def build_parser():
     data.add_argument("--stream", action="store_true", help=stream)
     seed = "seed of the split (default 0)"
     data.add_argument("--split-seed", type=int, default=0, metavar="N", help=seed)
+    for part, share in (("validation", 0.1), ("test", 0.2)):
+        text = f"share of the images set aside for {part}, where there are none (default {share})"
+        data.add_argument(f"--{part}", type=float, default=share, metavar="X", help=text)
+    no_flip = "no mirror images while training: for signs, letters, digits"
+    data.add_argument("--no-flip", action="store_true", help=no_flip)
     kinds = f"settings to start from: {', '.join(RECIPES)} (default small)"
     parser.add_argument("--recipe", default="small", metavar="NAME", help=kinds)
     for title, flags in (("model", MODEL_FLAGS), ("training", TRAINING_FLAGS)):
@@ -103,13 +109,17 @@ def build_parser():
 
 def defaults_table():
     """What each data set sets, and what TrainConfig sets for all, as text."""
+
+    def listed(settings):
+        return ", ".join(f"{name} {'none' if x in ('', None) else x}" for name, x in settings)
+
     lines = []
     for kind, recipes in RECIPES.items():
         lines.append(f"defaults of --recipe {kind}:")
-        for name, (model, training) in recipes.items():
-            settings = ", ".join(f"{key} {value}" for key, value in (model | training).items())
-            lines.append(f"  {name:14}{settings}")
-    fields = ", ".join(f"{f.name} {f.default}" for f in dataclasses.fields(TrainConfig))
+        own = {} if kind == "published" else {"yours, 64 px": own_recipe(64, 64, kind)}
+        for name, (model, training) in (recipes | own).items():
+            lines.append(f"  {name:14}{listed((model | training).items())}")
+    fields = listed((f.name, f.default) for f in dataclasses.fields(TrainConfig))
     return "\n".join([*lines, f"otherwise: {fields}"])
 
 
@@ -119,23 +129,33 @@ def given(args, names):
 
 
 def print_epoch(record):
-    print(
-        f"epoch {record.epoch:3}  {record.seconds:6.1f} s  "
-        f"train loss {record.train_loss:.3f} accuracy {record.train_accuracy:.2%}  "
-        f"validation loss {record.validation_loss:.3f} accuracy {record.validation_accuracy:.2%}",
-        flush=True,
-    )
+    text = f"epoch {record.epoch:3}  {record.seconds:6.1f} s"
+    for part in ("train", "validation"):
+        loss, accuracy = (getattr(record, f"{part}_{what}") for what in ("loss", "accuracy"))
+        if loss is not None:
+            text += f"  {part} loss {loss:.3f} accuracy {accuracy:.2%}"
+    print(text, flush=True)
 
 
 def run(args):
     """Load, build, train, report. Returns the exit status."""
+    TrainConfig(**given(args, TRAINING_FLAGS))  # refuses what is wrong before anything is read
+    check(asked := given(args, MODEL_FLAGS), {name: ARGUMENTS[name] for name in asked})
+    if args.json:
+        check_writable(args.json)
+    shares = {"validation": args.validation, "test": args.test}
     options = {} if args.img_size is None else {"img_size": args.img_size}
     read = load_streaming if args.stream else load
     with first_process_first():
-        data = read(args.data, args.root, split_seed=args.split_seed, **options)
+        data = read(args.data, args.root, split_seed=args.split_seed, **shares, **options)
+    data = dataclasses.replace(data, flip=data.flip and not args.no_flip)
     model_args, training = recipe(data, args.recipe)
-    model_args |= given(args, MODEL_FLAGS)
+    model_args |= asked
     config = TrainConfig(**(training | given(args, TRAINING_FLAGS)))
+    model = VisionTransformer(
+        **model_args
+    )  # refuses sizes that do not fit, before a folder is made
+    check_all(model, data, config)
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun
     if config.run_dir is None:
         config.run_dir = default_run_dir(data.name, config.resume or restarted)
@@ -152,19 +172,19 @@ def run(args):
     facts = {"arguments": {name: str(x) for name, x in vars(args).items() if x is not None}}
     history = fit(model, data, config, on_epoch=print_epoch, facts=facts)
     if history.interrupted:
-        saved = config.run_dir and history.epochs
-        where = f"go on with --run-dir {config.run_dir} --resume" if saved else "nothing saved"
-        say(f"stopped after {len(history.epochs)} whole epochs; {where}")
+        say(stopped(f"stopped after {len(history.epochs)} whole epochs", config.run_dir))
         return 130
-    say(f"test accuracy {history.test_accuracy:.2%}, loss {history.test_loss:.3f}, "
-        f"{history.seconds:.0f} s on {history.device} in {history.precision}")  # fmt: skip
+    tested = "no test images"
+    if history.test_loss is not None:
+        tested = f"test accuracy {history.test_accuracy:.2%}, loss {history.test_loss:.3f}"
+    say(f"{tested}, {history.seconds:.0f} s on {history.device} in {history.precision}")
     if rank() == 0:
-        asked = {"data": args.data, "split_seed": args.split_seed, "recipe": args.recipe}
-        result = asked | result_of(history, model, model_args, config)
-        if args.json:
-            write_json(args.json, result)
+        source = {name: getattr(args, name) for name in ("data", "split_seed", "recipe")}
+        result = source | shares | result_of(history, model, model_args, config)
         if config.run_dir:
             write_json(Path(config.run_dir) / "result.json", result)
+        if args.json:
+            write_json(args.json, result)
     return 0
 
 
@@ -175,13 +195,18 @@ def say(text):
 
 
 def main():
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's code page cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     args = parser.parse_args()
     try:
-        with joined():
+        with joined(args.device or "auto"):
             if world_size() > 1:  # torchrun ends the others so
                 why = "another process of this run has ended, so this one stops too"
-                signal.signal(signal.SIGTERM, lambda *_: sys.exit(stopped(why, args.run_dir)))
+                signal.signal(
+                    signal.SIGTERM, lambda *_: sys.exit(f"error: {stopped(why, args.run_dir)}")
+                )
             sys.exit(run(args))
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         parser.exit(1, f"error: {error}\n")
@@ -190,7 +215,7 @@ def main():
             raise
         traceback.print_exc()
         why = "this process has failed, or lost the others (above)"
-        sys.exit(stopped(why, args.run_dir))
+        sys.exit(f"error: {stopped(why, args.run_dir)}")
 
 
 if __name__ == "__main__":

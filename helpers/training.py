@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from helpers.augmentation import EMA, Rows, augment, averaged, drop_path, erase, mix, normalize
-from helpers.data import ImageData, Split
-from helpers.scale.devices import choose_device, choose_precision
+from helpers.data import ImageData
+from helpers.model import check
+from helpers.recipes import SETTINGS, check_all, say_what_is_idle
+from helpers.scale.devices import in_a_notebook
 from helpers.scale.distributed import (
     compile_ahead,
     distribute,
@@ -40,8 +42,9 @@ class TrainConfig:
     lr: float = 1e-3  # the highest learning rate, reached after the warm-up
     weight_decay: float = 0.1  # AdamW's; matrices alone decay, see parameter_groups
     warmup: float = 0.1  # share of all steps in which the learning rate climbs
-    grad_clip: float = 1.0  # largest norm of the gradient of all parameters together
+    grad_clip: float = 1.0  # largest norm of the gradient of all parameters together; inf: any
     label_smoothing: float = 0.1  # share of each label that is spread over all classes
+    crop: float = 0.0  # least share of a streamed picture that a random crop shows; 0: none
     shift: float = 1.0  # training images move by up to this many pixels, each way
     rotate: float = 10.0  # they turn by up to this many degrees, each way
     zoom: float = 0.1  # they grow or shrink by up to this share
@@ -61,25 +64,31 @@ class TrainConfig:
     resume: bool = False  # go on from run_dir's newest whole state, if there is one
     tensorboard: bool = False  # write run_dir/tensorboard as well
 
+    def __post_init__(self):
+        """ValueError naming the first setting that makes no sense, and what it may be."""
+        check(vars(self), SETTINGS)
+        check({"mixup + cutmix": self.mixup + self.cutmix}, {"mixup + cutmix": SETTINGS["mixup"]})
+
 
 @dataclass
 class EpochRecord:
     """One epoch: mean loss and share of right answers (0..1), over samples.
 
-    Where images are mixed, the right answer is the label of the larger share.
+    Where images are mixed, the right answer is the label of the larger share. validation_* are None
+    where the data have no validation images.
     """
 
     epoch: int
     train_loss: float  # the quantity that is minimised: smoothed labels, augmented images
     train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
     seconds: float  # since training began, compiling left out
 
 
 @dataclass
 class History:
-    """What happened in a training run. test_* are None if it was interrupted."""
+    """What happened in a training run. test_*: None if interrupted, or without test images."""
 
     epochs: list[EpochRecord] = field(default_factory=list)
     test_loss: float | None = None
@@ -136,16 +145,14 @@ def evaluate(model, data, split="test", workers=0, batch_size=512, read=None):
     """
     chosen = getattr(data, split)
     if not len(chosen):
-        raise ValueError(
-            f"the {split} split of {data.name} is empty: load it with {split}=0.1, say"
-        )
+        raise ValueError(f"{data.name} has no {split} images: choose another split")
     read = read or chosen.reader(torch.device("cpu"), workers=workers)
     sums = torch.zeros(2, dtype=torch.float64)
     batches = torch.arange(len(chosen)).split(batch_size * world_size())
     parts = [my_part(len(batch)) for batch in batches]
     mine = [batch[part.start : part.stop] for batch, part in zip(batches, parts, strict=True)]
     for part, (x, y) in zip(parts, read(mine), strict=True):
-        logits = predict(model, data, x, batch_size)
+        logits = predict(model, data, x, len(x))  # once, in each process: FSDP counts on it
         if part.counts:
             loss = F.cross_entropy(logits, y, reduction="sum")
             sums += torch.stack([loss.double(), (logits.argmax(1) == y).sum()])
@@ -181,17 +188,13 @@ def training_batches(data, config, generator, read):
     is too small for all): with one process, 1.
     """
     order = torch.randperm(len(data.train), generator=generator)
-    in_memory, seed = isinstance(data.train, Split), None
-    if not in_memory:  # pictures in files are changed where they are decoded
-        seed = torch.randint(2**31, (), generator=generator).item()
+    seed = torch.randint(2**31, (), generator=generator).item() if config.crop else 0
     batches = order.split(config.batch_size)
     parts = [my_part(len(batch)) for batch in batches]
     mine = [batch[part.start : part.stop] for batch, part in zip(batches, parts, strict=True)]
     for part, (x, y) in zip(parts, read(mine, seed), strict=True):
         rows = Rows(generator, part.total, part.start, part.stop)
-        if in_memory:
-            x = augment(x, config, data.flip, rows)
-        x = normalize(x, data)
+        x = normalize(augment(x, config, data.flip, rows), data)
         if config.erase:
             x = erase(x, config, rows)
         if config.mixup or config.cutmix:
@@ -234,15 +237,16 @@ def fit(
     images (B, C, H, W) to logits (B, K) with a linear layer called head. Sets torch's seed to
     config.seed. With config.ema the model ends as the mean of its weights.
 
-    Ctrl-C ends the training after the last whole epoch; the history then says interrupted and holds
-    no test result. facts: what else run_dir/run.json should say, JSON-ready. FloatingPointError if
-    the loss is no longer finite, ValueError if the model's head has not one logit per class or the
-    run in run_dir is another one.
+    Ctrl-C ends the training: the model gets the weights of the last whole epoch, and the history,
+    which says interrupted, holds no test result. In a notebook KeyboardInterrupt then goes on, so
+    that the stop button stops the cell. facts: what else run_dir/run.json should say, JSON-ready.
+    FloatingPointError if the loss is no longer finite. Before the first step: ValueError for a
+    model, data and settings that do not fit together, or a run_dir that holds another run, OSError
+    for one that cannot be written.
     """
     config = config or TrainConfig()
-    check_head(model, data)
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device, model.head.in_features)
+    device, precision = check_all(model, data, config)
+    say_what_is_idle(model, data, config)
     history = History(device=str(device), precision=precision)
     model.to(device)
     shared = distribute(model, config.fsdp)  # what a step calls: with one process, the model
@@ -250,17 +254,18 @@ def fit(
     ema = EMA(model, config.ema) if config.ema else None
     generator = torch.Generator().manual_seed(config.seed)  # order, augmentation: for all processes
     folder = RunFolder(model, optimizer, ema, generator, data, config, precision, facts)
-    read = data.train.reader(device, train=True, flip=data.flip, workers=config.workers)
+    read = data.train.reader(device, crop=config.crop, workers=config.workers)
     look = data.validation.reader(torch.device("cpu"), workers=config.workers)
     per_epoch = math.ceil(len(data.train) / config.batch_size)
     steps = config.epochs * per_epoch
-    with drop_path(model, config.drop_path), progress(steps) as bar:
+    with folder, drop_path(model, config.drop_path), progress(steps) as bar:
         if config.compile:
             shared, history.compile_seconds = compile_ahead(model, shared, data, config, precision)
         torch.manual_seed(config.seed + rank())  # dropout and drop-path
         history.epochs = [EpochRecord(**record) for record in folder.start_or_resume()]
         done = len(history.epochs)
         bar.update(done * per_epoch)
+        kept = weights_to_keep(model, ema)
         start = time.perf_counter() - (history.epochs[-1].seconds if history.epochs else 0)
         try:
             for epoch in range(done + 1, config.epochs + 1):
@@ -270,39 +275,45 @@ def fit(
                 sums = train_epoch(shared, batches, optimizer, config, precision, step, steps,
                                    ema=ema, after_step=bar.update)  # fmt: skip
                 train = (sum_over_processes(sums) / len(data.train)).tolist()
-                seconds = time.perf_counter() - start
-                with averaged(ema):
-                    validation = evaluate(model, data, "validation", read=look)
-                record = EpochRecord(epoch, *train, *validation, seconds)
-                history.epochs.append(record)
-                bar.set_description(f"epoch {epoch}, validation {record.validation_accuracy:.1%}")
+                seconds, validation = time.perf_counter() - start, (None, None)
+                if len(data.validation):
+                    with averaged(ema):
+                        validation = evaluate(model, data, "validation", read=look)
+                    bar.set_description(f"epoch {epoch}, validation {validation[1]:.1%}")
+                history.epochs.append(EpochRecord(epoch, *train, *validation, seconds))
+                kept = weights_to_keep(model, ema)
                 folder.save([asdict(record) for record in history.epochs])
                 if on_epoch and rank() == 0:
-                    on_epoch(record)
+                    on_epoch(history.epochs[-1])
         except KeyboardInterrupt:
             history.interrupted = True
-    history.seconds = time.perf_counter() - start
-    read = look = None  # their workers end
-    if ema:
-        ema.swap()
-    if not history.interrupted:
-        history.test_loss, history.test_accuracy = evaluate(model, data, "test", config.workers)
+        history.seconds = time.perf_counter() - start
+        read = look = None  # their workers end
+        put(kept, model)
+        if not history.interrupted and len(data.test):
+            history.test_loss, history.test_accuracy = evaluate(model, data, "test", config.workers)
+    if history.interrupted and in_a_notebook():
+        raise KeyboardInterrupt(f"stopped after {len(history.epochs)} whole epochs")
     return history
+
+
+def weights_to_keep(model, ema):
+    """Copies of what the model shall end with: its weights or their mean, and its buffers."""
+    weights = ema.average if ema else model.parameters()
+    return [tensor.detach().clone() for tensor in [*weights, *model.buffers()]]
+
+
+@torch.no_grad()
+def put(kept, model):
+    """What weights_to_keep has kept goes back into the model."""
+    for tensor, copy in zip([*model.parameters(), *model.buffers()], kept, strict=True):
+        tensor.copy_(copy)
 
 
 def progress(steps):
     """A bar that counts steps, on the terminal of the first process alone."""
     hidden = True if rank() else None  # None: shown on a terminal, nowhere else
     return contextlib.closing(tqdm(total=steps, unit="step", dynamic_ncols=True, disable=hidden))
-
-
-def check_head(model, data):
-    """ValueError unless the model's head has one logit for each class."""
-    if getattr(model.head, "out_features", 0) != len(data.classes):
-        raise ValueError(
-            f"the model's head is {model.head} and {data.name} has {len(data.classes)} classes: "
-            f"build the model with num_classes={len(data.classes)}"
-        )
 
 
 def check_finite(loss, step, config):

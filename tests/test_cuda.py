@@ -98,8 +98,8 @@ def test_streamed_pictures_arrive_whole_and_train_the_same_with_workers(tmp_path
     """Pinned memory must not be written anew before its copy to the GPU is done."""
     data = two_photographs(tmp_path)
     numbers = list(torch.arange(len(data.train)).split(3))
-    cpu = data.train.reader(torch.device("cpu"), train=True)(numbers, 5)
-    gpu = list(data.train.reader(torch.device(GPU), train=True, workers=2)(numbers, 5))
+    cpu = data.train.reader(torch.device("cpu"), crop=0.08)(numbers, 5)
+    gpu = list(data.train.reader(torch.device(GPU), crop=0.08, workers=2)(numbers, 5))
     for (x, y), (x_gpu, y_gpu) in zip(cpu, gpu, strict=True):
         assert x_gpu.device.type == GPU
         assert torch.equal(x_gpu.cpu(), x) and torch.equal(y_gpu.cpu(), y)

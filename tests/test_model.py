@@ -3,6 +3,7 @@
 import ast
 import math
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -378,10 +379,29 @@ def test_images_that_do_not_fit(shape):
     assert str(shape) in str(error.value)
 
 
-@pytest.mark.parametrize("name, nearest", [("b/16", "B/16"), ("H/16", "H/14"), ("L-32", "L/32")])
+@pytest.mark.parametrize(
+    "name, nearest",
+    [("b/16", "B/16"), ("H/16", "H/14"), ("L-32", "L/32"), ("vit_base_patch16_224", "B/16"),
+     ("vit_base_patch8_224.augreg", "B/8"), ("vit_tiny_patch16_384", "Ti/16"), ("vit_l_32", "L/32"),
+     ("deit_small_patch16_224", "S/16"), ("google/vit-huge-patch14-224-in21k", "H/14")],
+)  # fmt: skip
 def test_unknown_variant(name, nearest):
     with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
         create_vit(name)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_exported_traced_and_compiled_with_a_batch_of_any_size(pool):
+    model = randomize(small_vit(global_pool=pool)).float().eval()
+    x = torch.randn(2, 3, 32, 24)
+    exported = torch.export.export(model, (x,), dynamic_shapes={"x": {0: torch.export.Dim("B")}})
+    with warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning):
+        traced = torch.jit.trace(model, x)
+    compiled = torch.compile(model, backend="eager", dynamic=True, fullgraph=True)
+    for B in (1, 2, 5):
+        x = torch.randn(B, 3, 32, 24)
+        for ours in (exported.module(), traced, compiled):
+            torch.testing.assert_close(ours(x), model(x))
 
 
 def test_model_imports_torch_alone():

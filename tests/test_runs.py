@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,6 +29,7 @@ from helpers.data import Split, load
 from helpers.model import MLP, VisionTransformer
 from helpers.scale import distributed
 from helpers.scale.states import newest_state, restore, states, training_state
+from helpers.scale.streaming import load_streaming
 from helpers.training import TrainConfig, evaluate, fit, predict
 from tests.peers import randomize
 from tests.test_training import ROOT, command, few_digits, same_weights, tiny_vit
@@ -147,20 +152,24 @@ def test_a_resumed_run_ends_with_the_same_weights(few, tmp_path):
 
 def test_the_folder_says_all_that_a_repetition_needs_and_leaves_the_users_files(few, tmp_path):
     own = {".tmp_notes", "notes.txt", ".run.json.swp", "state-00001 (copy).pt", "state-best.pt"}
+    folders = {".tmpdir", ".run.json.7"}
     left = {".run.json.123", ".state-00001.pt.4567"}  # by a process that was killed
     for name in own | left:
-        (tmp_path / name).write_text("")
+        (tmp_path / name).touch()
+    for name in folders:
+        (tmp_path / name).mkdir()
     config = whole(run_dir=str(tmp_path), epochs=3, tensorboard=True)
     history = fit(tiny_vit(), few, config, facts={"why": "test"})
     written = {"last.safetensors", "metrics.csv", "run.json", "state-00002.pt", "state-00003.pt"}
-    assert {path.name for path in tmp_path.iterdir()} == written | own | {"tensorboard"}
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == written | own | folders | {"tensorboard", ".lock"}
     losses = [record.validation_loss for record in history.epochs]
     with (tmp_path / "metrics.csv").open() as file:
         assert [float(row["validation_loss"]) for row in csv.DictReader(file)] == losses
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("validation_loss")
     assert [event.value for event in events] == pytest.approx(losses)
     facts = json.loads((tmp_path / "run.json").read_text())
-    assert facts["why"] == "test" and facts["data"]["images"] == 100
+    assert facts["why"] == "test" and facts["data"]["train images"] == 100
     assert {"versions", "command", "machine", "processes", "date", "precision"} <= set(facts)
     torch.manual_seed(0)
     repeated = VisionTransformer(**facts["model"])
@@ -204,13 +213,157 @@ def test_another_run_is_refused_with_the_first_difference_and_nothing_overwritte
         (tiny_vit(embed_dim=24), few, again, "architecture: embed_dim is 16 in its state and 24"),
         (tiny_vit(depth=3, mlp_ratio=2.0), few, again, "depth is 1 in its state and 3 now"),
         (tiny_vit(), few, replace(again, lr=1e-4), "settings: lr is 0.003 in its"),
-        (tiny_vit(), fewer, again, "another data: images is 100 in its state and 90 now"),
+        (tiny_vit(), fewer, again, "another data: train images is 100 in its state and 90 now"),
         (tiny_vit(), few, config, "holds a run, up to state-00001.pt"),
         (tiny_vit(), few, whole(resume=True), "resume needs a run_dir"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(model, data, settings)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_goes_on_with_the_very_same_data_alone(few, tmp_path):
+    """Other splits would make test images training images; nothing else would tell."""
+    config = whole(run_dir=str(tmp_path / "run"), epochs=1, shift=0)
+    own, other = (
+        pictures(tmp_path / name / "cats and dogs", seed) for seed, name in enumerate("ab")
+    )
+    data = load(own, img_size=8)
+    fit(tiny_vit(in_chans=3, num_classes=2), data, config)
+    swapped = replace(data, train=Split(data.train.images, data.train.labels.flip(0)))
+    for another, message in (
+        (load(own, img_size=8, split_seed=1), "split_seed is 0 in its state and 1 now"),
+        (load(own, img_size=8, test=0.3), "another data: "),
+        (load(other, img_size=8), "digest of train is"),
+        (load_streaming(own, img_size=8), "streamed is False in its state and True now"),
+        (replace(data, flip=False), "flip is True in its state and False now"),
+        (swapped, "digest of train is"),
+        (replace(data, test=data.validation), "test images is|digest of test is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(tiny_vit(in_chans=3, num_classes=2), another, replace(config, resume=True))
+    streamed, config = load_streaming(own, img_size=8), replace(config, run_dir=str(tmp_path / "s"))
+    fit(tiny_vit(in_chans=3, num_classes=2), streamed, config)
+    shutil.move(own.parent, tmp_path / "moved")  # the same pictures elsewhere are the same
+    moved = load_streaming(tmp_path / "moved" / own.name, img_size=8)
+    again = replace(config, resume=True)
+    assert fit(tiny_vit(in_chans=3, num_classes=2), moved, again).test_loss is not None
+    extra = tmp_path / "moved" / own.name / "cat" / "0x.png"
+    (extra.parent / "00.png").rename(extra)
+    with pytest.raises(ValueError, match="digest of"):
+        fit(
+            tiny_vit(in_chans=3, num_classes=2),
+            load_streaming(moved_folder(moved), img_size=8),
+            again,
+        )
+
+
+def pictures(folder, seed):
+    """Twelve pictures each of cats and dogs, of noise."""
+    noise = torch.Generator().manual_seed(seed)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            image = torch.randint(256, (8, 8, 3), generator=noise, dtype=torch.uint8)
+            Image.fromarray(image.numpy()).save(folder / name / f"{i:02}.png")
+    return folder
+
+
+def moved_folder(data):
+    return data.train.paths[0].parents[1]
+
+
+HOLD = """
+import sys
+from tests.test_runs import *
+def wait(record):
+    print("in", flush=True)
+    sys.stdin.readline()
+fit(tiny_vit(), few_digits(64), whole(epochs=1, run_dir=sys.argv[1]), on_epoch=wait)
+"""
+
+
+def test_two_runs_never_share_a_folder(few, tmp_path):
+    config = whole(epochs=1, run_dir=str(tmp_path), resume=True)
+    words = [sys.executable, "-c", HOLD, str(tmp_path)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    with subprocess.Popen(words, cwd=ROOT, **pipes) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(ValueError, match=f"is in use by process {other.pid} on .*run_dir"):
+            fit(tiny_vit(), few, config)
+        other.communicate("\n")
+    assert other.returncode == 0
+    config = replace(config, run_dir=str(tmp_path / "b"))
+
+    def fail(record):
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fit(tiny_vit(), few, config, on_epoch=fail)
+    assert len(fit(tiny_vit(), few, config).epochs) == 1  # an error gives the folder back
+
+
+def test_resuming_where_nothing_is_says_that_it_starts_anew(few, tmp_path, capsys):
+    fit(tiny_vit(depth=2), few, whole(epochs=1, run_dir=str(tmp_path / "typo"), resume=True))
+    assert "typo holds no state: the run starts anew" in capsys.readouterr().err
+
+
+def test_a_table_held_open_by_another_program_does_not_end_the_run(
+    few, tmp_path, monkeypatch, capsys
+):
+    renamed, held = os.replace, []
+
+    def replaced(source, target):
+        if Path(target).name == "metrics.csv" and len(held) < 2:
+            held.append(target)
+            raise PermissionError(13, "Permission denied")
+        renamed(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    fit(tiny_vit(depth=2), few, whole(epochs=3, run_dir=str(tmp_path)))
+    assert capsys.readouterr().err.count("metrics.csv cannot be written") == 2
+    assert (tmp_path / "metrics.csv").read_text(encoding="utf-8").count("\n") == 4
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_ctrl_c_in_an_epoch_leaves_the_weights_of_the_last_whole_one(ema, few, monkeypatch):
+    expected, model = tiny_vit(depth=2), tiny_vit(depth=2)
+    config = whole(ema=ema, mixup=0, cutmix=0)
+    fit(expected, few, config, on_epoch=stop_after(2))
+    steps, step = [], training.train_step
+
+    def interrupted(*rest):
+        steps.append(0)
+        if len(steps) == 2 * 4 + 3:  # in the third epoch
+            raise KeyboardInterrupt
+        return step(*rest)
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    history = fit(model, few, config)
+    assert history.interrupted and len(history.epochs) == 2 and same_weights(model, expected)
+    start = tiny_vit(depth=2)
+    steps[:] = range(9)
+    fit(start, few, config)
+    assert same_weights(start, tiny_vit(depth=2))  # in the first: the weights that it came with
+
+
+def test_in_a_notebook_the_stop_button_stops_the_cell(tmp_path):
+    """A loop over models must not go on to the next; what is saved is whole."""
+    notebook = nbformat.v4.new_notebook()
+    code = f"""
+from tests.test_runs import *
+for name in ("a", "b"):
+    fit(tiny_vit(), few_digits(64), whole(run_dir={str(tmp_path)!r} + "/" + name), stop_after(2))
+"""
+    notebook.cells.append(nbformat.v4.new_code_cell(code))
+    with pytest.raises(
+        nbclient.exceptions.CellExecutionError, match="stopped after 2 whole epochs"
+    ):
+        nbclient.NotebookClient(notebook, resources={"metadata": {"path": ROOT}}).execute()
+    assert newest_state(tmp_path / "a")["epoch"] == 2 and not (tmp_path / "b").exists()
 
 
 def kill_at_twenty_random_moments(root):
@@ -246,7 +399,7 @@ def kill_at_twenty_random_moments(root):
         assert os.waitpid(attempt(folder), 0)[1] == 0
         found, expected = (load_file(f / "last.safetensors") for f in (folder, root / "straight"))
         assert all(torch.equal(found[name], weight) for name, weight in expected.items())
-        assert not list(folder.glob(".*"))  # no half-written file is left
+        assert [path.name for path in folder.glob(".*")] == [".lock"]  # nothing half-written
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
@@ -305,6 +458,56 @@ def test_each_process_has_random_numbers_of_its_own_and_gets_them_back(few, monk
         monkeypatch.setattr(helpers.scale.states, "rank", lambda r=r: r)
         restore(state, *parts)
         assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.manual_seed(seed)))
+
+
+@pytest.mark.parametrize("total", [*range(1, 40), 512])
+def test_every_image_of_a_batch_has_one_process_and_pairs_stay_whole(total, monkeypatch):
+    for world in (1, 2, 3, 5, 8):
+        monkeypatch.setattr(distributed, "world_size", lambda world=world: world)
+        held = []
+        for r in range(world):
+            monkeypatch.setattr(distributed, "rank", lambda r=r: r)
+            part = distributed.my_part(total)
+            assert 0 <= part.start < part.stop <= total == part.total and part.start % 2 == 0
+            held += range(part.start, part.stop) if part.counts else []
+        assert held == list(range(total))
+
+
+def test_in_evaluation_each_process_calls_the_model_once_a_batch(few, monkeypatch):
+    """FSDP gathers weights in each call: where one calls more often, all wait for ever."""
+    model, calls = tiny_vit(), []
+    model.register_forward_hook(lambda *_: calls.append(0))
+    for module in (distributed, training):
+        monkeypatch.setattr(module, "world_size", lambda: 2)
+    for total in (100, 99, 61, 3, 1):
+        data, counts = (
+            replace(few, test=Split(few.train.images[:total], few.train.labels[:total])),
+            [],
+        )
+        for r in range(2):
+            calls.clear()
+            monkeypatch.setattr(distributed, "rank", lambda r=r: r)
+            evaluate(model, data, batch_size=15)
+            counts.append(len(calls))
+        assert counts[0] == counts[1] == -(-total // 30)
+
+
+def test_processes_on_a_cpu_leave_the_gpu_alone(monkeypatch):
+    """As on a machine with a GPU, asked for --device cpu."""
+    backends = []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda i: backends.append(i))
+    monkeypatch.setattr(distributed.dist, "rendezvous", lambda _: iter([(None, 0, 1)]))
+    monkeypatch.setattr(distributed.dist, "PrefixStore", lambda *_: None)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda b, **_: backends.append(b))
+    for device in ("cpu", "auto"):
+        with distributed.joined(device):
+            pass
+    assert backends == ["gloo", 3, "cpu:gloo,cuda:nccl"]
 
 
 # Several processes in earnest, on the CPU (gloo)

@@ -1,11 +1,25 @@
-"""Where to train, and in which precision: what "auto" means."""
+"""Where a training runs, and in which precision: what "auto" means."""
+
+import sys
 
 import torch
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 def choose_device(name="auto"):
-    """The torch.device called name; "auto" is cuda, then mps, then cpu."""
+    """The torch.device called name; "auto" is cuda, then mps, then cpu.
+
+    ValueError for one that this machine has not.
+    """
     if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:  # torch built without it: AssertionError
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise ValueError(
+                f"device is {name!r}, which torch cannot use here ({reason}): choose auto or cpu"
+            ) from error
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -18,8 +32,8 @@ def choose_precision(name, device, width):
     That is on GPUs that multiply it, and on CPUs that do if tokens are at least 128 wide: below
     that, a step on a CPU is spent on other things than products. ValueError for another name.
     """
-    if name not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f'precision is {name!r}: choose "auto", "float32" or "bfloat16"')
+    if name not in PRECISIONS:
+        raise ValueError(f"precision is {name!r}: choose one of {', '.join(PRECISIONS)}")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -33,3 +47,8 @@ def cpu_multiplies_bfloat16():
     """Whether this CPU has instructions for it; False with a torch too old to tell."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def in_a_notebook():
+    """Whether a Jupyter kernel, or IPython, runs this."""
+    return "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None

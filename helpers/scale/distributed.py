@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
+
+from helpers.scale.devices import choose_device
 
 
 class Part(NamedTuple):
@@ -30,13 +33,16 @@ class Part(NamedTuple):
 
 
 @contextmanager
-def joined():
-    """Meet the other processes, if torchrun started this one; part from them at the end."""
+def joined(device="auto"):
+    """Meet the other processes, if torchrun started this one; part from them at the end.
+
+    device: what all will train on, as helpers.scale.devices.choose_device takes it.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it, and all that init needs
         yield
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    if choose_device(device).type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     # torchrun's store outlives a restart (pytorch issue 135712): each attempt gets its own keys.
@@ -106,13 +112,18 @@ def distribute(model, fsdp):
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
     from torch.distributed.fsdp import fully_shard
 
+    # Without a mesh the weights would go to an accelerator, if there is one, whatever was asked.
+    mesh = init_device_mesh(next(model.parameters()).device.type, (world_size(),))
     for block in model.blocks:
-        fully_shard(block)
-    return fully_shard(model, reshard_after_forward=True)
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def compile_ahead(model, shared, data, config, precision):
-    """(shared after torch.compile, seconds): for both batch sizes of an epoch, ahead of it."""
+    """(shared after torch.compile, seconds): for both batch sizes of an epoch, ahead of it.
+
+    ValueError if this machine cannot: the reason is most often that it has no compiler.
+    """
     start = time.perf_counter()
     fast, device = torch.compile(shared, dynamic=False), next(model.parameters()).device
     model.train()
@@ -120,9 +131,16 @@ def compile_ahead(model, shared, data, config, precision):
     for total in [config.batch_size] * bool(whole) + [rest] * bool(rest):
         part = my_part(total)
         x = torch.zeros(part.stop - part.start, *data.train.image_shape, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = fast(x)
-        logits.float().sum().backward()
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                logits = fast(x)
+            logits.float().sum().backward()
+        except Exception as error:  # whatever a compiler may say, at length
+            reason = next(line for line in f"{error}\n?".splitlines() if line.strip())[:150]
+            raise ValueError(
+                f"torch.compile failed here ({type(error).__name__}: {reason}): train without "
+                "compile, or install what it needs, a C++ compiler on a CPU, triton on a GPU"
+            ) from error
     if device.type == "cuda":
         torch.cuda.synchronize()
     model.zero_grad()

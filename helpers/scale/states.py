@@ -69,8 +69,11 @@ def restore(state, model, optimizer, ema, generator):
 
 def save_state(run_dir, epoch, state):
     """Write state, tensors and plain values, as run_dir/state-EPOCH.pt; remove the older ones."""
-    with whole_file(Path(run_dir) / f"state-{epoch:05}.pt") as temporary:
-        torch.save(state, temporary)
+    with whole_file(Path(run_dir) / f"state-{epoch:05}.pt") as temporary, temporary.open("wb") as f:
+        try:
+            torch.save(state, f)
+        except RuntimeError as error:  # on a full disk torch loses sight of what went wrong
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     for old in states(run_dir)[:-KEPT]:
         old.unlink()
 
