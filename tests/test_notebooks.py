@@ -215,40 +215,117 @@ def test_docstrings_may_differ(page):
 
 @pytest.fixture
 def run_setup_cell(monkeypatch):
-    """run_setup_cell(folder, url="", path=()) -> (first entry of sys.path, commands it ran)."""
+    """run_setup_cell(folder, url="", path=()) -> the first entry of sys.path afterwards."""
 
     def run(folder, url="", path=()):
-        commands = []
         with monkeypatch.context() as patch:
             patch.chdir(folder)
             patch.setattr(sys, "path", [*path])
-            patch.setattr(subprocess, "run", lambda command, check: commands.append(command))
             exec(setup_cell(url), {})
-            return Path(sys.path[0]), commands
+            return Path(sys.path[0])
 
     return run
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """Whatever the set-up cell would run fails the test."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("fetched again"))
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """A repository to fetch, in a folder with a hard name -> its path."""
+    source = tmp_path / "far [a] way"
+    (source / "helpers").mkdir(parents=True)
+    (source / "helpers" / "model.py").touch()
+    git = ["git", "-C", source, "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    return source
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """An empty folder with a space in its name, as a notebook that was opened alone has it."""
+    folder = tmp_path / "my notes"
+    folder.mkdir()
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 @pytest.mark.parametrize("folder", [".", "helpers", "tests"])
-def test_setup_cell_finds_the_repository_around_it(run_setup_cell, folder):
-    assert run_setup_cell(ROOT / folder) == (ROOT, [])
+def test_setup_cell_finds_the_repository_around_it(run_setup_cell, offline, capfd, folder):
+    assert run_setup_cell(ROOT / folder) == ROOT
+    assert capfd.readouterr() == ("", "")
 
 
-def test_setup_cell_finds_an_installed_repository(run_setup_cell, tmp_path):
-    assert run_setup_cell(tmp_path, path=["elsewhere", str(ROOT)]) == (ROOT, [])
+def test_setup_cell_finds_an_installed_repository(run_setup_cell, offline, tmp_path):
+    assert run_setup_cell(tmp_path, path=["elsewhere", str(ROOT)]) == ROOT
 
 
-def test_setup_cell_alone_says_what_to_do(run_setup_cell, tmp_path):
+def test_setup_cell_alone_says_what_to_do(run_setup_cell, alone):
     with pytest.raises(AssertionError, match="open this notebook in a clone, or set REPOSITORY"):
-        run_setup_cell(tmp_path)
+        run_setup_cell(alone)
 
 
-def test_setup_cell_alone_fetches_the_repository_and_never_torch(run_setup_cell, tmp_path):
-    home, (install, clone) = run_setup_cell(tmp_path, url="https://github.com/a/b")
-    assert home == tmp_path / "vit-from-nothing"
-    assert install[1:] == ["-m", "pip", "install", "-q", "torchinfo"]
-    assert clone == ["git", "clone", "-q", "--depth=1", "https://github.com/a/b", home]
+def test_setup_cell_alone_fetches_the_repository_once(run_setup_cell, remote, alone, request):
+    home = run_setup_cell(alone, remote)
+    assert home == alone / "vit-from-nothing" and (home / "helpers" / "model.py").is_file()
+    assert names(alone) == ["vit-from-nothing"]
+    request.getfixturevalue("offline")
+    assert run_setup_cell(alone, remote) == home
+
+
+def test_setup_cell_never_brings_another_torch():
+    assert re.findall(r"pip install (.*?)'", setup_cell("")) == ["-q torchinfo"]
+
+
+@pytest.mark.parametrize("left", [".git/objects/half", "notes.txt", None])
+def test_what_an_interrupted_clone_left_blocks_nothing_and_stays(
+    run_setup_cell, remote, alone, request, left
+):
+    place = alone / "vit-from-nothing" / (left or "")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("mine", encoding="utf-8") if left else place.mkdir()
+    home = run_setup_cell(alone, remote)
+    assert home.parent == alone and (home / "helpers" / "model.py").is_file()
+    assert names(alone) == ["vit-from-nothing", home.name]
+    assert not left or place.read_text(encoding="utf-8") == "mine"
+    request.getfixturevalue("offline")
+    assert run_setup_cell(alone, remote) == home
+
+
+def test_a_clone_gets_its_name_when_it_is_whole(run_setup_cell, alone, monkeypatch):
+    def half(command, **_):
+        part = Path(re.search(r"(\S+/clone)", command)[1])
+        (part / "helpers").mkdir(parents=True)
+        (part / "helpers" / "model.py").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "getstatusoutput", half)
+    with pytest.raises(KeyboardInterrupt):
+        run_setup_cell(alone, "https://github.com/a/b")
+    assert names(alone) == []
+
+
+@pytest.mark.parametrize("lacking", ["git", "network", "pip's network"])
+def test_without_git_or_a_network_one_line_says_so(
+    run_setup_cell, remote, alone, monkeypatch, capfd, lacking
+):
+    if lacking == "git":
+        monkeypatch.setenv("PATH", str(alone))
+    if lacking == "pip's network":
+        monkeypatch.setattr(sys, "executable", "no-such-python")
+    url = "https://no.such.host.invalid/a/b" if lacking == "network" else remote
+    with pytest.raises(AssertionError, match=": check the network and git, then run") as error:
+        run_setup_cell(alone, url)
+    assert "\n" not in str(error.value) and len(error.traceback) == 3  # the test, run, the cell
+    assert names(alone) == [] and capfd.readouterr() == ("", "")
 
 
 def test_setup_cell_is_short():
-    assert len([line for line in setup_cell("").splitlines() if line]) <= 12
+    assert len([line for line in setup_cell("").splitlines() if line]) <= 20
