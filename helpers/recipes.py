@@ -6,7 +6,7 @@ from helpers.augmentation import POLICIES
 from helpers.data import Split
 from helpers.model import BELOW_1, COUNT, COUNT_OR_0, NUMBER, check
 from helpers.scale.devices import PRECISIONS, choose_device, choose_precision
-from helpers.scale.distributed import rank
+from helpers.scale.distributed import rank, world_size
 
 SHARE = "0 to 1", lambda x: 0 <= x <= 1
 SETTINGS = {  # fields of training.TrainConfig: in words, and as a test
@@ -37,6 +37,8 @@ def check_all(model, data, config):
         )
     if not len(data.train):
         raise ValueError(f"{data.name} has no training images: load it with a smaller test share")
+    if config.fsdp and world_size() == 1:
+        raise ValueError("fsdp shares a model among processes: start them with torchrun")
     if not blocks:
         raise ValueError("the model has no encoder block: build it with depth 1 or more")
     in_memory, (_, H, W) = isinstance(data.train, Split), data.train.image_shape

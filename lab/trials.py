@@ -120,6 +120,8 @@ def validated(model, data, **settings):
         history = fit(model, replace(data, test=data.validation), config)
     except FloatingPointError:
         return 0.0
+    if history.interrupted:  # half a training is no trial
+        raise KeyboardInterrupt
     return history.epochs[-1].validation_accuracy
 
 

@@ -510,6 +510,19 @@ def test_processes_on_a_cpu_leave_the_gpu_alone(monkeypatch):
     assert backends == ["gloo", 3, "cpu:gloo,cuda:nccl"]
 
 
+def test_shared_weights_stay_on_the_device_of_the_model(monkeypatch):
+    """Without a mesh of its own fully_shard would take the accelerator, whatever was asked."""
+    meshes, model = [], tiny_vit(depth=2)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "init_device_mesh", lambda *mesh: mesh)
+    monkeypatch.setattr(
+        torch.distributed.fsdp, "fully_shard", lambda part, mesh=None, **_: meshes.append(mesh)
+    )
+    distributed.distribute(model, fsdp=True)
+    assert meshes == [("cpu", (2,))] * 3  # two blocks and the model
+
+
 # Several processes in earnest, on the CPU (gloo)
 
 # 1,293 images in batches of 38: 18 for one process, 20 for the other; the last batch is one image.

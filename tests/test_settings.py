@@ -135,11 +135,23 @@ def test_without_training_images_or_blocks_nothing_starts(few, tmp_path):
         (tiny_vit(depth=0), few, config, "depth 1 or more"),
         (tiny_vit(), few, replace(config, device="foo"), "device is 'foo'.*choose auto or cpu"),
         (tiny_vit(), few, replace(config, crop=0.5), "load_streaming"),
+        (tiny_vit(), few, replace(config, fsdp=True), "start them with torchrun"),
         (tiny_vit(), few, replace(config, shift=8), "shift is 8 and the images are 8 x 8"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(model, data, settings)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_machine_without_a_compiler_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    def broken(*args):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n" + 90 * "more\n")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    words = ("--epochs", 1, "--depth", 1, "--compile", "--run-dir", tmp_path / "run")
+    assert command(*words) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "No working C++ compiler found" in line and "without compile" in line
 
 
 # What --help says

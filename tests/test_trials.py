@@ -152,6 +152,13 @@ def test_tuning_may_be_shorter_and_a_run_that_fails_counts_as_nothing(few, monke
     assert trial("digits", **(how | dict(lrs=(3e-3,))))["test"] == [0.0] * 3
 
 
+def test_a_trial_that_is_stopped_is_no_trial(few, monkeypatch):
+    stopped = SimpleNamespace(interrupted=True, epochs=[SimpleNamespace(validation_accuracy=0.5)])
+    monkeypatch.setattr(trials, "fit", lambda *_: stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trial("digits", **SMALL)
+
+
 def test_a_task_trial_has_images_of_its_own_for_each_seed(watched, monkeypatch):
     few = replace(SETTINGS["place"], train=128, epochs=2, depth=1)
     monkeypatch.setitem(SETTINGS, "place", few)

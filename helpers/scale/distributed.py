@@ -102,11 +102,9 @@ def distribute(model, fsdp):
 
     fsdp: cut the weights themselves, and with them gradients and the optimizer's numbers, into one
     share a process (FSDP2's fully_shard, block by block), for models that one card cannot hold.
-    That changes model in place. ValueError if there are no processes to share among.
+    That changes model in place.
     """
     if not dist.is_initialized():
-        if fsdp:
-            raise ValueError("fsdp shares a model among processes: start them with torchrun")
         return model
     if not fsdp:
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
