@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -50,7 +50,7 @@ def noise(name, n):
     channels = SHAPES[name][0]
     held_out = Split(images[:40], split.labels[:40])
     return ImageData(name, split, held_out, held_out, tuple("0123456789"), (0.5,) * channels,
-                     (0.3,) * channels, flip=True)  # fmt: skip
+                     (0.3,) * channels, flip=True, loaded_as=name)  # fmt: skip
 
 
 def settings(data, kind, args, **changes):
@@ -218,6 +218,7 @@ def time_to_accuracy(args, device, save):
 def training_runs(args, device, save, name, kinds, target=None, **changes):
     """Train with each recipe and seed that the file does not hold yet; the recipes take turns."""
     data = noise(name, 200) if args.quick else load(args.data or name, args.root)
+    data = replace(data, loaded_as=name)  # a copy under another name gets the same recipe
     plans = []
     for seed in range(args.seeds):
         for kind in kinds:
@@ -260,6 +261,8 @@ def one_run(data, sizes, config, target):
                   flush=True)  # fmt: skip
 
     history = fit(model, data, config, on_epoch=tell)
+    if history.interrupted:
+        raise KeyboardInterrupt
     reached = seconds_to(history.epochs, target)
     row = {
         "test_accuracy": history.test_accuracy,

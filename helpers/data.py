@@ -4,18 +4,20 @@
     data = load("fashion-mnist")       # mnist, fashion-mnist, cifar10: downloaded once
     data = load("my_photos")           # a folder with one sub-folder for each class
 
-Three splits: train to learn from, validation to choose by, test to look at once. Validation images
-are cut from the training images, never from the test images. A download lands in data/, or in the
-root that you name; files that lie in the folder VIT_DATA names are used where they are.
+Three splits: train to learn from, validation, cut from it, to choose by, test to look at once.
+A download lands in data/, or in root; files in the folder VIT_DATA are used where they are.
 """
 
 import gzip
+import hashlib
 import math
 import os
+import re
 import socket
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -27,9 +29,9 @@ import torch
 from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5, check_integrity, download_url, extract_archive
 from torchvision.transforms.v2.functional import resize
-from tqdm import tqdm
 
-from helpers.folder import Parts, find, read_folder, read_npz
+from helpers.folder import Parts, few, find, list_folder, read_npz, read_parts
+from helpers.model import BELOW_1, COUNT, check
 
 CLONE = Path(__file__).resolve().parents[1]
 HOME = CLONE if (CLONE / "pyproject.toml").is_file() else Path.cwd()  # installed elsewhere
@@ -51,7 +53,11 @@ class Split:
         """(C, H, W)"""
         return tuple(self.images.shape[1:])
 
-    def reader(self, device: torch.device, **_) -> Callable[..., Iterator]:
+    def digest(self) -> str:
+        """16 characters that stand for pixels, labels and their order."""
+        return digest_of(self.images, self.labels)
+
+    def reader(self, device: torch.device, **_) -> Callable:
         """read(numbers): uint8 images (b, C, H, W) and labels (b,) on device, batch by batch.
 
         numbers: a list of tensors of numbers into this split. Everything moves to device once.
@@ -70,10 +76,10 @@ class Split:
 class ImageData:
     """A data set: three splits, what the classes are called, and how to standardise the images.
 
-    mean and std hold one number per channel, of the training split, on the scale where 0 is black
-    and 1 is white; a channel that never changes has std 1. flip says whether a horizontal mirror
-    keeps the class: no for digits, yes for photographs (dataclasses.replace(data, flip=False) if
-    yours are different).
+    mean and std hold one number per channel, of the training split, where 0 is black and 1 white;
+    a channel that never changes has std 1. flip: whether a horizontal mirror keeps the class, as it
+    does for photographs, not for digits (dataclasses.replace(data, flip=False)). loaded_as: the key
+    in NAMED, None for your own pictures. cut: split_seed and shares of the splits that load cut.
     """
 
     name: str
@@ -84,6 +90,8 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
+    loaded_as: str | None = None
+    cut: dict = field(default_factory=dict)
 
 
 def load(
@@ -103,97 +111,114 @@ def load(
         folder may be laid out and which keys the .npz has. A folder called digits is "./digits".
     root: where named data sets lie and are downloaded to; default: the repository's data/.
         The folder in the environment variable VIT_DATA is searched after it and only read.
-    img_size: side of the square that images are resized and cropped to. Default: as they are,
-        64 for a folder.
-    split_seed: decides which images go where; nothing else is random.
+    img_size: side of the square that images become; default: as they are, 64 for a folder.
+    split_seed: decides, with the files' names, which images go where; nothing else is random.
     validation: the share of the training images that is set aside, each class alike, where there
-        is no validation folder. 0 sets none aside.
+        is no validation folder. 0 sets none aside. A class's last picture stays in training.
     test: the same for the test split, where the data bring none of their own.
     strict: raise at a file in a class folder that is no picture, instead of skipping it.
 
-    Raises FileNotFoundError for a name or folder that does not exist, ConnectionError when a
-    download fails, OSError when root cannot be written to, ValueError for files and images that
-    are not what they should be. The text says what to do.
+    FileNotFoundError for an unknown name, ConnectionError for a failed download, OSError for a root
+    that cannot be written, ValueError for what is not as it should be: the text says what to do.
     """
-    check_numbers(img_size, validation, test)
-    places, name = places_of(root), known_name(name_or_folder)
-    if name is None:
-        path = find(Path(name_or_folder).expanduser(), places, tuple(NAMED))
-        name, flip = path.resolve().name.removesuffix(".npz"), True
-        if path.suffix == ".npz":
-            parts, classes = read_npz(path, img_size)
-        else:
-            parts, classes = read_folder(path, img_size or 64, strict)
-    else:
-        read, flip = NAMED[name]
+    check_numbers(img_size, validation=validation, test=test, split_seed=split_seed)
+    places, loaded_as = places_of(root), known_name(name_or_folder)
+    flip, path = True, None
+    if loaded_as:
+        read, flip = NAMED[loaded_as]
         parts, classes = read(places)
         if img_size:
             parts = {part: (_resized(x, img_size), y) for part, (x, y) in parts.items()}
-    parts = three_parts(name, parts, classes, validation, test, split_seed)
+    else:
+        path = find(Path(name_or_folder).expanduser(), places, tuple(NAMED))
+        in_one = path.suffix == ".npz"
+        parts, classes = read_npz(path, img_size) if in_one else list_folder(path, strict)
+    parts, classes, cut = three_parts(parts, classes, validation, test, split_seed)
+    if path and not in_one:
+        parts = read_parts(parts, img_size or 64, strict)
     splits = {part: Split(images, labels) for part, (images, labels) in parts.items()}
-    mean, std = mean_and_std(splits["train"].images)
-    return ImageData(name=name, classes=classes, mean=mean, std=std, flip=flip, **splits)
+    check_classes(splits, classes, cut)
+    name = loaded_as or path.resolve().name.removesuffix(".npz")
+    numbers = mean_and_std(splits["train"].images)
+    return ImageData(name, **splits, classes=classes, mean=numbers[0], std=numbers[1], flip=flip,
+                     loaded_as=loaded_as, cut=cut)  # fmt: skip
 
 
 # Splits and statistics
 
 
-def three_parts(name, parts, classes, validation, test, seed):
-    """Parts with the test and the validation part that are missing, cut from "train".
+def check_numbers(img_size, **others) -> None:
+    """ValueError for arguments of load that make no sense."""
+    seed = "a whole number, 0 to 4294967295", lambda n: 0 <= n < 2**32 and n == int(n)
+    allowed = dict(img_size=COUNT, split_seed=seed, validation=BELOW_1, test=BELOW_1)
+    check(others | {"img_size": 1 if img_size is None else img_size}, allowed)
 
-    ValueError if there are not two classes with training images.
+
+def three_parts(parts: Parts, classes, validation, test, seed):
+    """(parts with all three splits, the classes with pictures, what was cut from "train" and how).
+
+    A class without a picture is left out, which is said. ValueError if there are not two others.
     """
+    there = torch.bincount(torch.cat([y for _, y in parts.values()]), minlength=len(classes)) > 0
+    if gone := [name for name, kept in zip(classes, there, strict=True) if not kept]:
+        print(f"left out, for it has no picture: {few(gone)}", file=sys.stderr)
+        parts = {part: (x, (there.cumsum(0) - 1)[y]) for part, (x, y) in parts.items()}
+    classes = tuple(name for name in classes if name not in gone)
     if len(classes) < 2:
         raise ValueError(
-            f"{name} has one class, {classes[0]!r}. Telling apart needs two: add a sub-folder with "
-            "pictures of something else."
+            f"there are pictures of {few(classes) or 'no class'}, and telling apart needs two "
+            "classes: add pictures of another, in a folder of its own beside it."
         )
-    counts = torch.bincount(parts["train"][1], minlength=len(classes)).tolist()
-    if empty := [c for c, count in zip(classes, counts, strict=True) if count == 0]:
-        raise ValueError(
-            f"{name} has no training image of {', '.join(empty)}. Each class needs one."
-        )
-    parts = dict(parts)
+    cut = {}
     for part, share in (("test", test), ("validation", validation)):
         if part not in parts:
-            parts["train"], parts[part] = _cut(*parts["train"], classes, part, share, seed)
-    return parts
+            parts["train"], parts[part] = _cut(*parts["train"], classes, share, seed)
+            cut |= {"split_seed": seed, part: share}
+    return parts, classes, cut
 
 
-def check_numbers(img_size, validation, test):
-    """ValueError for arguments of load that make no sense."""
-    if img_size is not None and img_size < 1:
-        raise ValueError(f"img_size is {img_size}; it needs to be a number of pixels, 1 or more.")
-    for share, value in (("validation", validation), ("test", test)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{share} is {value}; it is a share of the images, 0 <= share < 1.")
+def check_classes(splits, classes, cut) -> None:
+    """Say which classes validation and test lack. ValueError if training lacks one."""
+    for part, split in splits.items():
+        counts = torch.bincount(split.labels, minlength=len(classes))
+        lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if lacking and part == "train":
+            raise ValueError(
+                f"no picture of {few(lacking)} is left to train on. Put some into training, repair "
+                "those named above or move them elsewhere, or rename what training calls otherwise."
+            )
+        if lacking and cut.get(part) != 0:
+            why = ": a class's last picture is for training" if part in cut else ""
+            print(f"no {part} picture of {few(lacking)}{why}", file=sys.stderr)
 
 
-def _cut(images, labels, classes, part: str, share: float, seed: int):
+def _cut(images, labels, classes, share: float, seed: int):
     """Set aside a share of each class: ((images, labels) that stay, (images, labels) set aside).
 
     n images give ceil(n * share), spread over the classes by the largest remainder, and at least
-    one of each class on either side. Both keep the order they came in.
+    one of each class on either side; a class of one stays. Both keep the order they came in.
     """
     aside = torch.zeros(len(labels), dtype=torch.bool)
     if share > 0:
         counts = np.bincount(labels.numpy(), minlength=len(classes))
-        if counts.min() < 2:
-            raise ValueError(
-                f"too few images to set a {part} split aside: {int(counts.min())} left of class "
-                f"{classes[counts.argmin()]!r}, and both sides need one of each class. "
-                f"Add images, or pass {part}=0."
-            )
         quota = counts * share
         take = np.floor(quota).astype(int)
         missing = math.ceil(round(len(labels) * share, 6)) - take.sum()
         take[np.argsort(take - quota, kind="stable")[:missing]] += 1
-        take = take.clip(1, counts - 1)
+        take = take.clip(np.minimum(1, counts - 1), counts - 1)
         random = np.random.RandomState(seed)  # its numbers never change with numpy's version
         for label, k in enumerate(take):
             members = np.flatnonzero(labels.numpy() == label)
             aside[random.permutation(members)[:k]] = True
     return (images[~aside], labels[~aside]), (images[aside], labels[aside])
+
+
+def digest_of(*tensors: torch.Tensor) -> str:
+    """16 characters, the same for the same tensors on any machine."""
+    digest = hashlib.blake2b(digest_size=8)
+    for x in tensors:
+        digest.update(f"{x.dtype} {tuple(x.shape)}".encode() + x.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def mean_and_std(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -210,8 +235,8 @@ def mean_and_std(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def _resized(images: torch.Tensor, img_size: int) -> torch.Tensor:
-    chunks = tqdm(images.split(1000), "resizing, thousands", delay=2, leave=False)
-    return torch.cat([resize(chunk, [img_size, img_size], antialias=True) for chunk in chunks])
+    side = [img_size, img_size]
+    return torch.cat([resize(chunk, side, antialias=True) for chunk in images.split(1000)])
 
 
 # Data sets by name: each reader takes the folders to look in, root first
@@ -287,20 +312,15 @@ NETWORK_ERRORS = HTTPException, URLError, ConnectionError, TimeoutError, SSLErro
 
 def known_name(name: str | Path) -> str | None:
     """The name as NAMED spells it, for "FashionMNIST" or "fashion_mnist" too; None for a path."""
-
-    def plain(text: str) -> str:
-        return text.lower().replace("-", "").replace("_", "")
-
-    known = {plain(key): key for key in NAMED}
-    return known.get(plain(name)) if isinstance(name, str) else None
+    known = {key.replace("-", ""): key for key in NAMED}
+    return known.get(re.sub("[-_]", "", name.lower())) if isinstance(name, str) else None
 
 
 def places_of(root: str | Path | None) -> list[Path]:
     """Where data sets are looked for: root, or data/, then VIT_DATA."""
-    places = [DATA_FOLDER if root is None else Path(root).expanduser()]
-    if os.environ.get("VIT_DATA"):
-        places.append(Path(os.environ["VIT_DATA"]).expanduser())
-    return places
+    shelf = os.environ.get("VIT_DATA")
+    places = [DATA_FOLDER if root is None else root, *([shelf] if shelf else [])]
+    return [Path(place).expanduser() for place in places]
 
 
 def _published(file: str, md5: str, urls: list[str], places: list[Path]) -> Path:
@@ -313,7 +333,7 @@ def _published(file: str, md5: str, urls: list[str], places: list[Path]) -> Path
                 f"{path} is not the published file, or not all of it: its MD5 is "
                 f"{calculate_md5(path)}, expected {md5}. {ANEW}"
             )
-    path, reasons, before = places[0] / file, [], socket.getdefaulttimeout()
+    path, reasons, before = places[0] / file, "", socket.getdefaulttimeout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(PATIENCE)  # download_url itself would wait for ever
@@ -322,18 +342,17 @@ def _published(file: str, md5: str, urls: list[str], places: list[Path]) -> Path
                 try:
                     download_url(url, temporary, path.name, md5)
                 except NETWORK_ERRORS as error:
-                    reasons.append(f"  {url}: {error}")
+                    reasons += f"  {url}: {error}\n"
                 else:
                     return Path(temporary, path.name).replace(path)
     except OSError as error:
         raise OSError(
-            f"{path} is not there yet and cannot be written: {error}. Pass as root a folder that "
-            'you may write to and that has room. load("digits") needs none.'
+            f"{path} is not there, and cannot be written: {error}. Pass as root a folder that you "
+            'may write to and that has room. load("digits") needs none.'
         ) from error
     finally:
         socket.setdefaulttimeout(before)
     raise ConnectionError(
-        f"could not download {path.name}:\n" + "\n".join(reasons) + f"\nPut it by hand into "
-        f"{path.parent}, or name a folder that has it as root or in VIT_DATA. "
-        'load("digits") needs no network.'
+        f"could not download {path.name}:\n{reasons}Put it by hand into {path.parent}, or name a "
+        'folder that has it as root or in VIT_DATA. load("digits") needs no network.'
     )

@@ -1,29 +1,35 @@
 """Your own pictures: a folder with one sub-folder per class, or an .npz of JPEG bytes.
 
-Both readers return (parts, classes). parts maps "train", and where the pictures bring them
-"validation" and "test", to a pair of uint8 images (n, 3, H, W) and int64 labels (n,).
-helpers.data.load calls them and cuts the splits that are missing. list_folder does the same
-without opening the pictures, for helpers.scale.streaming.
+list_folder says which file belongs to which split and class; read_parts decodes them. In between
+helpers.data.load cuts the splits that are missing, so that no picture's side depends on its
+neighbours' health. helpers.scale.streaming lists and cuts in the same way.
 """
 
+import contextlib
 import difflib
 import functools
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torchvision.datasets.folder import make_dataset
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm, trange
 
-HELD_OUT = ("val", "valid", "validation", "test")
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # and every name that starts with a dot
+TOPS = 1, 255, 4095, 65535  # grey beyond 8 bits: what white may be
+HEIF = b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"
 
-Parts = dict[str, tuple[torch.Tensor, torch.Tensor]]
-Files = list[tuple[Path, int]]  # a picture and the number of its class
+# By split: files (n,) or images uint8 (n, C, H, W), and int64 labels (n,)
+Parts = dict[str, tuple[np.ndarray | torch.Tensor, torch.Tensor]]
 
 
 def find(path: Path, places: list[Path], names: tuple[str, ...]) -> Path:
@@ -44,125 +50,215 @@ def find(path: Path, places: list[Path], names: tuple[str, ...]) -> Path:
     )
 
 
-def read_folder(folder: Path, img_size: int, strict: bool) -> tuple[Parts, tuple[str, ...]]:
-    """Read every picture of a folder laid out as list_folder says.
+def few(names) -> str:
+    """The first three names, and how many more there are."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
-    A file that is no whole picture is skipped and named on stderr; with strict=True it is a
-    ValueError.
+
+# Which file belongs to which split and class
+
+
+def list_folder(folder: Path, strict: bool = False) -> tuple[Parts, tuple[str, ...]]:
+    """({part: (paths, labels)}, classes) of folder/CLASS/PICTURE or folder/SPLIT/CLASS/PICTURE.
+
+    A split is a folder of folders with train, val or test as a word of its name, as in seg_train; a
+    lone val/ beside train/ is the test split. A folder that holds one folder alone is looked
+    through. Classes are sorted; pictures deeper inside belong to them too. What was guessed is said
+    on stderr. A file that no picture's name ends like is looked into: if it is none, see skip.
     """
-    listed, classes = list_folder(folder)
-    read = {
-        part: _read_files(place, files, classes, img_size, strict)
-        for part, (place, files) in listed.items()
-    }
-    return read, classes
-
-
-def list_folder(folder: Path) -> tuple[dict[str, tuple[Path, Files]], tuple[str, ...]]:
-    """List folder/CLASS/PICTURE, or folder/train/CLASS/PICTURE with val/ and test/ beside train/.
-
-    With train/ and one held-out folder, be it called val/ or test/, that folder is the test split.
-    With all three each is what it is called. Classes are the sub-folders' names, sorted; a picture
-    deeper inside belongs to the class too. Returns ({part: (its folder, what lies in it)},
-    classes); no file is opened.
-    """
-    names = [path.name for path in _visible(folder) if path.is_dir()]
-    splits = [name for name in names if name in ("train", *HELD_OUT)]
-    if not splits:
-        classes = _class_names(folder)
-        return {"train": (folder, _list_classes(folder, classes))}, classes
-    if "train" not in splits or splits != names:
-        raise ValueError(
-            f"{folder} holds {', '.join(names)}. It needs train/ with val/ or test/ beside it and "
-            "nothing else, or one sub-folder for each class. Move or rename what does not belong."
-        )
-    held_out = [name for name in splits if name != "train"]
-    if len(held_out) > 2 or (len(held_out) == 2 and "test" not in held_out):
-        raise ValueError(f"{folder} holds {', '.join(held_out)}: keep one val/ and one test/.")
-
-    classes = _class_names(folder / "train")
-    for name in held_out:
-        if (found := _class_names(folder / name)) != classes:
-            raise ValueError(
-                f"{folder / name} and train/ disagree about the classes: only in {name}/ "
-                f"{sorted(set(found) - set(classes))}, only in train/ "
-                f"{sorted(set(classes) - set(found))}. Give both the same sub-folders."
-            )
+    places, aside = _layout(folder)
+    classes = tuple(sorted({path.name for place in places.values() for path in _folders(place)}))
+    for place in sorted({folder, *places.values()}):
+        if loose := len(_pictures_in(place)):
+            aside.append(f"{loose} pictures beside the folders of {place.name}")
+    plain = {folder / name for name in ("", "train", *SPLITS["validation"][:3], "test")}
+    if aside or any(map(split_of, classes)) or not plain.issuperset(places.values()):
+        guess = [f"{part} = {os.path.relpath(x, folder.parent)}" for part, x in places.items()]
+        guess = ", ".join(guess).replace("train", "training", 1)
+        guess += f", {len(classes)} classes" + (f"; left out: {few(aside)}" if aside else "")
+        print(f"read {folder} as: {guess}", file=sys.stderr)
     parts = {}
-    for name in splits:
-        alone = name != "train" and len(held_out) == 1
-        part = "test" if alone else "validation" if name.startswith("val") else name
-        parts[part] = folder / name, _list_classes(folder / name, classes)
+    for part, place in places.items():
+        found = [_below(place / name, strict) for name in classes]
+        labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([*map(len, found)]))
+        parts[part] = np.array([path for paths in found for path in paths], dtype=object), labels
     return parts, classes
 
 
+def _layout(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """({split: where its class folders lie}, what else there is), or ValueError with the guess."""
+    top = _unwrapped(folder)
+    inside = _folders(top)
+
+    def refuse(why):
+        names = few(path.name for path in inside) or f"{len(_visible(top))} files and no sub-folder"
+        raise ValueError(f"{top} holds {names}. {why}")
+
+    if not inside:
+        refuse("It needs one with pictures for each class: cats/1.jpg, dogs/1.jpg.")
+    splits = {path: split for path in inside if (split := split_of(path.name))}
+    full = [path for path in splits if any(map(_visible, _folders(path)))]
+    alike = len(splits) == len(inside) > 1
+    if all(map(_pictures_in, full)) and not (alike and full):  # if it holds pictures, it's a class
+        if alike:
+            why = "These look like splits without folders for classes: put pictures into some, say"
+            refuse(f"{why} train/cats/1.jpg. If they are classes, give one of them another name.")
+        if all(any(split_of(x.name) == "train" for x in _folders(path)) for path in inside):
+            why = "Each looks like a class with splits of its own. Turn all of them round: "
+            refuse(f"{why}{inside[0].name}/train/ becomes train/{inside[0].name}/.")
+        return {"train": top}, []
+
+    places = {splits[path]: path for path in full}
+    aside = [path for path in inside if path not in full]
+    guess = "It looks like " + ", ".join(f"{splits[path]} = {path.name}/" for path in full)
+    if len(places) < len(full):
+        refuse(f"{guess}. Put what is of one split together into one folder.")
+    if "train" not in places or (len(places) == 1 and any(path not in splits for path in aside)):
+        refuse(
+            f"{guess}, but what is the rest? Put class folders to train on into train/, to test on "
+            "into test/, and a dot before the name of what is neither. A class that holds folders "
+            "needs a name without train, val or test in it."
+        )
+    if len(places) == 2 and "test" not in places:
+        places["test"] = places.pop("validation")
+    places["train"] = _unwrapped(places["train"])
+    classes = [path.name for path in _folders(places["train"])]
+    places = {part: _unwrapped(places[part], classes) for part in SPLITS if part in places}
+    return places, [path.name for path in aside]
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder's name speaks of: seg_train, TestSet, dev. None: of none or two."""
+    words = {word.lower().removesuffix("set") for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
+    found = [split for split, known in SPLITS.items() if words.intersection(known)]
+    return found[0] if len(found) == 1 else None
+
+
+def _unwrapped(folder: Path, classes=()) -> Path:
+    """Down through folders that hold one folder of folders and no pictures, unless it's a class."""
+    while len(inside := _folders(folder)) == 1 and inside[0].name not in classes:
+        if not _folders(inside[0]) or _pictures_in(inside[0]):
+            break
+        folder = inside[0]
+    return folder
+
+
 def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted, without hidden files and what macOS and Windows leave."""
+    """What lies in a folder, sorted, without what is hidden or left by macOS and Windows."""
     return [p for p in sorted(folder.iterdir(), key=lambda p: p.name) if not _is_hidden(p.name)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return [p for p in _visible(folder) if p.suffix.lower() in _endings() and p.is_file()]
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    inside = _visible(folder)
-    classes = tuple(path.name for path in inside if path.is_dir())
-    if not classes:
-        raise ValueError(
-            f"{folder} holds {len(inside)} files and no sub-folder. It needs one sub-folder for "
-            "each class, with that class's pictures inside: cats/1.jpg, dogs/1.jpg."
-        )
-    return classes
+@functools.cache
+def _endings() -> set[str]:
+    """How names of pictures end: of all that Pillow opens, and HEIC, be its reader there or not."""
+    Image.init()
+    known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return known | {".heic", ".heif", ".hif", ".avif"}
 
 
-def _list_classes(folder: Path, classes: tuple[str, ...]) -> Files:
-    """By torchvision, as for ImageFolder: pictures in sub-folders of a class are among them."""
+def _below(folder: Path, strict: bool) -> list[Path]:
+    """All pictures in a class folder, however deep, in the order of torchvision's ImageFolder.
 
-    real, seen = functools.cache(os.path.realpath), {}
-
-    def shown(path):
-        parts, where = Path(path).relative_to(folder).parts, os.path.dirname(path)
-        # A folder counts once a class, so links that lead round in a circle add nothing.
-        first = seen.setdefault((parts[0], real(where)), where)
-        return first == where and not any(map(_is_hidden, parts))
-
-    numbers = {name: i for i, name in enumerate(classes)}
-    found = make_dataset(folder, numbers, is_valid_file=shown, allow_empty=True)
-    return [(Path(path), label) for path, label in found]
-
-
-def _read_files(folder: Path, files: Files, classes: tuple[str, ...], img_size: int, strict: bool):
-    """The pictures -> images uint8 (n, 3, img_size, img_size), labels (n,)."""
-    images, labels, skipped = [], [], []
-    for path, label in tqdm(files, f"reading {folder.name}", delay=2, leave=False, unit="img"):
+    A folder counts once, and one that this lies in never: links may lead round in a circle.
+    """
+    above = Path(os.path.realpath(folder.parent))
+    seen, found, kept = {str(above), *map(str, above.parents)}, [], []
+    for where, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        found += [(where, name) for name in names if not _is_hidden(name)]
+    for path in (Path(*x) for x in sorted(found)):
         try:
-            with Image.open(path) as image:
-                images.append(pixels(image, img_size))
-            labels.append(label)
-        except Exception as error:  # a broken file makes a decoder raise nearly anything
-            if strict:
-                raise ValueError(
-                    f"{path} is not a whole picture ({error}). Repair or remove it, or pass "
-                    "strict=False to skip such files."
-                ) from error
-            skipped.append(f"{path} ({error})")
-    for line in skipped:
-        print(f"skipped, not a whole picture: {line}", file=sys.stderr)
-
-    check_present(folder, classes, labels)
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+            if path.suffix.lower() not in _endings():
+                open_picture(path).close()  # reads no more than the header
+            kept.append(path)
+        except Exception as error:
+            skip(path, error, strict)
+    return kept
 
 
-def check_present(folder: Path, classes: tuple[str, ...], labels: list[int]) -> None:
-    """ValueError if one of the classes has no picture in folder."""
-    present = set(labels)
-    for i, name in enumerate(classes):
-        if i not in present:
-            raise ValueError(
-                f"{folder / name} holds no picture that can be read. Put some in, or remove the "
-                "empty class folder."
-            )
+def skip(path: Path, error: Exception, strict: bool) -> None:
+    """Name a file that is no whole picture on stderr, or with strict=True in a ValueError."""
+    if strict:
+        raise ValueError(
+            f"{path} is not a whole picture ({error}). Repair it or move it elsewhere, or pass "
+            "strict=False to skip such files."
+        ) from error
+    print(f"skipped, not a whole picture: {path} ({error})", file=sys.stderr)
+
+
+# From files to tensors
+
+
+def read_parts(parts: Parts, img_size: int, strict: bool) -> Parts:
+    """Files -> images uint8 (n, 3, img_size, img_size), without those that are no whole picture."""
+    notes, read = {}, {}
+    for part, (paths, labels) in parts.items():
+        broken = {}
+        images = torch.zeros(len(paths), 3, img_size, img_size, dtype=torch.uint8)
+        for i, path in enumerate(tqdm(paths, f"reading {part}", delay=2, leave=False, unit="img")):
+            try:
+                with open_picture(path) as image:
+                    images[i] = torch.from_numpy(noted(path, image, img_size, notes))
+            except Exception as error:  # a broken file makes a decoder raise nearly anything
+                broken[i] = error
+        for i, error in broken.items():
+            skip(paths[i], error, strict)
+        whole = [i for i in range(len(paths)) if i not in broken]
+        read[part] = (images[whole], labels[whole]) if broken else (images, labels)
+    tell(notes)
+    return read
+
+
+def noted(name, image: Image.Image, img_size: int | None, notes: dict[str, list]) -> np.ndarray:
+    """pixels(image, img_size), with name in notes under whatever is odd about the picture."""
+    array = pixels(image, img_size)
+    if "scale" in image.info:
+        what = f"of grey beyond 8 bits: {image.info['scale']} became black..white"
+        notes.setdefault(what, []).append(name)
+    if (array == array[:, :1, :1]).all():
+        notes.setdefault("came out in one single colour", []).append(name)
+    return array
+
+
+def tell(notes: dict[str, list], among: str = "") -> None:
+    for what, names in notes.items():
+        print(f"{len(names)} pictures{among} {what} ({few(names)})", file=sys.stderr)
+
+
+def open_picture(file) -> Image.Image:
+    """Image.open, and HEIC where pillow-heif is installed; otherwise the error says what to do."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        with open(file, "rb") as stream:
+            head = stream.read(12)
+        if head[4:] in (b"ftypavif", b"ftypavis"):
+            raise ValueError("AVIF, which this Pillow cannot read: pip install -U pillow") from None
+        if head[4:8] != b"ftyp" or head[8:] not in HEIF:
+            raise
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ValueError("HEIC: pip install pillow-heif") from None
+    register_heif_opener()
+    return Image.open(file)
 
 
 def pixels(image: Image.Image, img_size: int | None) -> np.ndarray:
@@ -180,13 +276,31 @@ def pixels(image: Image.Image, img_size: int | None) -> np.ndarray:
 
 def upright(image: Image.Image) -> Image.Image:
     """Any picture in RGB: turned as its EXIF tag says, what is transparent made white."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image.load()
+    with contextlib.suppress(Exception):  # broken tags make no broken picture
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] in "IF":
+        image = _eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey beyond 8 bits, with a note in image.info["scale"] of what became black and white.
+
+    That is the first of 0..1, 0..255, 0..4095, 0..65535 which holds all of the picture's values,
+    or else its own lowest and highest. NaN becomes black.
+    """
+    values = np.asarray(image).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
+    top = next((top for top in TOPS if 0 <= low and high <= top), None)
+    image.info["scale"] = f"0..{top}" if top else "lowest..highest"
+    low, high = (0, top) if top else (low, high)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    return Image.fromarray(np.rint((values - low) * 255 / (high - low or 1)).astype(np.uint8))
 
 
 def read_npz(file: Path, img_size: int | None) -> tuple[Parts, tuple[str, ...]]:
@@ -215,16 +329,19 @@ def read_npz(file: Path, img_size: int | None) -> tuple[Parts, tuple[str, ...]]:
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(
             f"{file} has labels {labels.min()} to {labels.max()} and {len(names)} class names. "
-            f"Labels must lie in 0 to {len(names) - 1}."
+            f"Give labels in 0 to {len(names) - 1}, or more names."
         )
 
-    images, ends = [], offsets.tolist()
+    images, ends, notes = [], offsets.tolist(), {}
     for i in trange(n, desc=f"decoding {file.name}", delay=2, leave=False, unit="img"):
         try:
             with Image.open(io.BytesIO(data[ends[i] : ends[i + 1]])) as image:
-                images.append(pixels(image, img_size))
+                images.append(noted(f"number {i}", image, img_size, notes))
         except Exception as error:
-            raise ValueError(f"{file}: picture {i} is not whole ({error}).") from error
+            raise ValueError(
+                f"{file}: picture {i} is not whole ({error}). Write the file without it."
+            ) from error
+    tell(notes)
     if len(sizes := {image.shape for image in images}) > 1:
         raise ValueError(f"{file} holds pictures of {len(sizes)} sizes. Pass img_size, say 64.")
 

@@ -110,8 +110,9 @@ def test_bad_input_is_refused_as_by_load(tmp_path):
         with pytest.raises(ValueError, match=f"'{name}' is read into memory.*helpers.data.load"):
             load_streaming(name)
     photographs(tmp_path / "good")
-    (photographs(tmp_path / "empty") / "eel").mkdir()
-    wrong = [("good", dict(img_size=0)), ("good", dict(validation=1)), ("empty", {}), ("god", {})]
+    (tmp_path / "empty" / "eel").mkdir(parents=True)
+    wrong = [("good", dict(img_size=0)), ("good", dict(validation=1)), ("empty", {}), ("god", {}),
+             ("good", dict(split_seed=-1)), ("good", dict(split_seed=10**20))]  # fmt: skip
     for name, options in wrong:
         errors = []
         for read in (load, load_streaming):
@@ -124,26 +125,26 @@ def test_bad_input_is_refused_as_by_load(tmp_path):
 def test_images_depend_on_seed_and_number_alone(split):
     """Not on workers, batches, order, or the state of the caller's generator: equal to the bit."""
     everything = torch.arange(20)
-    [(expected, labels)] = split.reader(CPU, train=True)([everything], 5)
+    [(expected, labels)] = split.reader(CPU, crop=0.08)([everything], 5)
     assert expected.dtype == torch.uint8 and expected.shape == (20, 3, S, S)
     assert labels.dtype == torch.int64 and torch.equal(labels, split.labels)
     shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     for workers, numbers, size in [(0, shuffled, 7), (1, everything, 3), (2, shuffled, 4)]:
         torch.manual_seed(workers)
         before = torch.get_rng_state()
-        read = split.reader(CPU, train=True, workers=workers)
+        read = split.reader(CPU, crop=0.08, workers=workers)
         got, labels = together(read(numbers.split(size), 5))
         assert torch.equal(got, expected[numbers]) and torch.equal(labels, split.labels[numbers])
         assert torch.equal(torch.get_rng_state(), before)  # the caller's generator is left alone
 
 
 def test_another_seed_and_another_number_change_an_image_differently(split):
-    first, second = (images(split, range(20), seed, train=True) for seed in (0, 1))
+    first, second = (images(split, range(20), seed, crop=0.08) for seed in (0, 1))
     assert (first != second).flatten(1).any(1).all()
     same = FileSplit(split.paths[:1] * 20, split.labels[:1].repeat(20), S)
-    twenty = images(same, range(20), train=True)
+    twenty = images(same, range(20), crop=0.08)
     assert len(twenty.unique(dim=0)) == 20
-    swapped = images(same, [0], seed=1, train=True)[0]  # against seed 0, number 1
+    swapped = images(same, [0], seed=1, crop=0.08)[0]  # against seed 0, number 1
     assert not torch.equal(swapped, twenty[1])
 
 
@@ -155,42 +156,38 @@ def ramp(W, H):
     return Image.fromarray(picture)
 
 
-def test_evaluation_keeps_the_centre_of_the_upright_picture(tmp_path):
-    """Of 128 x 256 pixels: the shorter side becomes 256 / 224 S, and S x S of the middle stay."""
-    wide, turned = ramp(256, 128), Image.Exif()
+def test_without_a_crop_it_is_the_image_that_load_reads(tmp_path):
+    """Upright, the shorter side fitted, the centre cut out; whatever the seed."""
+    turned = Image.Exif()
     turned[0x0112] = 6  # stored turned to the left
-    wide.save(tmp_path / "wide.png")
-    wide.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=turned)
-    paths = tmp_path / "wide.png", tmp_path / "turned.png"
-    got = images(FileSplit(paths, torch.tensor([0, 1]), 112), [0, 1])  # 128 stay as they are
-    middle = torch.from_numpy(np.array(wide)).permute(2, 0, 1)[:, 8:120, 72:184]
-    assert torch.equal(got[0], middle) and torch.equal(got[1], middle)
-    half = images(FileSplit(paths, torch.tensor([0, 1]), 56), [0, 1], seed=9).float()
-    assert (half - torch.nn.functional.avg_pool2d(got.float(), 2)).abs().max() < 4
+    ramp(256, 128).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=turned)
+    path = tmp_path / "turned.png"
+    got = images(FileSplit((path,), torch.tensor([0]), 112), [0], seed=9)
+    with Image.open(path) as picture:
+        assert torch.equal(got[0], torch.from_numpy(folder.pixels(picture, 112)))
+    assert got[0, 0, 0, 0] > 50  # the left quarter is cut off: red is not 0
 
 
-def test_training_crops_mirrors_and_changes_colour(tmp_path):
+def test_training_crops(tmp_path):
     ramp(96, 96).save(tmp_path / "ramp.png")
     many = FileSplit((tmp_path / "ramp.png",) * 400, torch.zeros(400, dtype=torch.int64), S)
-    got = images(many, range(400), train=True).float()
-    red = got[:, 0, S // 2]  # (400, S): the middle row
-    assert 0.35 < (red[:, -3] < red[:, 2]).float().mean() < 0.65  # mirrored
-    straight = images(many, range(400), train=True, flip=False).float()[:, 0, S // 2]
-    assert (straight[:, -3] < straight[:, 2]).float().mean() < 0.25  # colours turned around
-    untouched = (got[:, 2] == 255).flatten(1).all(1)  # blue still all 255: no change of colour
-    assert 0.1 < untouched.float().mean() < 0.9
-    seen = (red.amax(1) - red.amin(1))[untouched] / 255  # share of the width that a crop shows
-    assert seen.min() < 0.5 and seen.max() > 0.9
+    for crop, least in ((0.08, 0.24), (0.7, 0.7)):  # crops may be 3 : 4
+        got = images(many, range(400), crop=crop).float()
+        red = got[:, 0, S // 2]  # (400, S): the middle row
+        assert (got[:, 2] == 255).all() and (red.diff() >= 0).all()  # no mirror, no other colour
+        seen = (red[:, -1] - red[:, 0]) / 255  # share of the width that a crop shows
+        assert least - 0.06 < seen.min() < least + 0.06 and seen.max() > 0.9
 
 
 def test_large_jpegs_are_decoded_no_larger_than_needed(tmp_path, monkeypatch):
     noise(0, (1600, 1200)).save(tmp_path / "large.jpg")
-    sizes, whole = [], streaming.upright
-    monkeypatch.setattr(streaming, "upright", lambda x: sizes.append(x.size) or whole(x))
+    sizes, whole = [], folder.upright
+    for module in (streaming, folder):
+        monkeypatch.setattr(module, "upright", lambda x: sizes.append(x.size) or whole(x))
     for side in (24, 96):
-        for train in (True, False):
+        for crop in (0.08, 0):
             one = FileSplit((tmp_path / "large.jpg",), torch.tensor([0]), side)
-            assert images(one, [0], train=train).shape == (1, 3, side, side)
+            assert images(one, [0], crop=crop).shape == (1, 3, side, side)
     assert sizes == [(200, 150), (200, 150), (800, 600), (400, 300)]
 
 
@@ -201,7 +198,7 @@ def test_workers_stay_from_one_read_to_the_next_and_end_with_the_reader(split):
         return {child.pid for child in multiprocessing.active_children()} - before
 
     before, seen = {child.pid for child in multiprocessing.active_children()}, []
-    read = split.reader(CPU, train=True, workers=2)
+    read = split.reader(CPU, crop=0.08, workers=2)
     for seed, stop in enumerate([None, None, "closed", "left open"]):
         if stop:
             stopped = read(in_batches(range(20), 2), 9)
@@ -210,7 +207,7 @@ def test_workers_stay_from_one_read_to_the_next_and_end_with_the_reader(split):
                 stopped.close()
         numbers = torch.randperm(20, generator=torch.Generator().manual_seed(seed)).tolist()
         got, labels = together(read(in_batches(numbers, 3), seed))
-        assert torch.equal(got, images(split, numbers, seed, train=True))
+        assert torch.equal(got, images(split, numbers, seed, crop=0.08))
         assert torch.equal(labels, split.labels[numbers])
         seen.append(workers())
     assert len(seen[0]) == 2 and seen == seen[:1] * 4
@@ -226,7 +223,7 @@ def test_a_broken_picture_is_named_at_its_batch(tmp_path):
     with pytest.raises(ValueError, match=r"05.jpg.*load\(folder, img_size=8\)"):
         load_streaming(tmp_path, img_size=S)  # it is in the sample for mean and std
     for workers in (0, 2):
-        read = data.train.reader(CPU, train=True, workers=workers)
+        read = data.train.reader(CPU, crop=0.08, workers=workers)
         batches = read(in_batches(range(20), 4), 0)
         assert len(next(batches)[0]) == 4
         with pytest.raises(ValueError, match="not a whole picture.*Repair or remove") as caught:
@@ -241,12 +238,12 @@ def test_workers_where_there_is_no_file_to_import(split):
 import torch
 from helpers.scale.streaming import load_streaming
 data = load_streaming({str(split.paths[0].parents[1])!r}, img_size={S}, validation=0, test=0)
-read = data.train.reader(torch.device("cpu"), train=True, workers=1)
+read = data.train.reader(torch.device("cpu"), crop=0.08, workers=1)
 [(images, labels)] = read([torch.tensor([0, 7])], 3)
 print(images.flatten().tolist())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    expected = images(split, [0, 7], seed=3, train=True).flatten().tolist()
+    expected = images(split, [0, 7], seed=3, crop=0.08).flatten().tolist()
     assert (done.stdout, done.stderr) == (f"{expected}\n", "")
 
 

@@ -3,21 +3,21 @@
     data = load_streaming("imagenet")                       # lists the files, opens nearly none
     fit(model, data, TrainConfig(workers=8))                # as with data from helpers.data.load
 
-What happens to a picture depends on the seed and on its number in the split, and on nothing else:
-not on the batch that it is in, nor on how many workers or processes share the work.
+The images are those of helpers.data.load, and are changed as those are, so a run ends with the same
+weights. With a crop, what a picture shows depends on the seed and on its number in the split alone:
+not on its batch, nor on how many workers or processes share the work.
 """
 
 import math
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -26,17 +26,17 @@ from helpers.augmentation import send
 from helpers.data import (
     NAMED,
     ImageData,
+    check_classes,
     check_numbers,
+    digest_of,
     known_name,
     mean_and_std,
     places_of,
     three_parts,
 )
-from helpers.folder import Files, check_present, find, list_folder, pixels, upright
+from helpers.folder import find, list_folder, noted, open_picture, pixels, tell, upright
 
 SAMPLE = 1000  # files that mean and std are measured on
-SMALLEST_CROP = 0.08  # share of a picture's area that a training image shows at least
-EVALUATION_ZOOM = 256 / 224  # side of the whole picture over side of the centre that is kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +58,24 @@ class FileSplit:
         """(C, H, W)"""
         return 3, self.img_size, self.img_size
 
+    def digest(self) -> str:
+        """16 characters that stand for size, labels and names below the folder that holds all."""
+        names = [str(path) for path in self.paths]
+        start = os.path.commonprefix(names).rfind(os.sep) + 1
+        text = "\0".join(name[start:] for name in names).replace(os.sep, "/")
+        paths = np.frombuffer(os.fsencode(text), np.uint8).copy()
+        return digest_of(torch.tensor(self.img_size), self.labels, torch.from_numpy(paths))
+
     def reader(
-        self, device: torch.device, train: bool = False, flip: bool = True, workers: int = 0
+        self, device: torch.device, crop: float = 0.0, workers: int = 0
     ) -> Callable[..., Iterator]:
         """read(numbers, seed): uint8 images (b, 3, S, S) and labels (b,) on device, S = img_size.
 
         numbers: a list of tensors of numbers into this split, a batch each. One read at a time: a
             new one may begin before the last one's end, which is then lost.
-        train: a random crop, mirrored half the time unless flip is False, and one random change of
-            colour or shape; otherwise the shorter side becomes S * 256 / 224, the centre is cut.
-        seed: of the random numbers, together with a picture's number. Give each epoch another one.
+        crop: 0: the shorter side becomes S and the centre is cut, as helpers.data.load does it.
+            Otherwise a random part of at least this share of the picture's area becomes the square.
+        seed: of the crops, together with a picture's number. Give each epoch another one.
         workers: processes that decode ahead, beside this one, for as long as the reader lives. 0:
             decode here, one batch at a time. They hand batches over in shared memory: two each, so
             a container needs room in /dev/shm.
@@ -77,7 +85,7 @@ class FileSplit:
         """
         wanted = _Wanted()
         loader = DataLoader(
-            _Pictures(self, train, flip),
+            _Pictures(self, crop),
             batch_sampler=wanted,
             collate_fn=_collate,
             num_workers=workers,
@@ -119,7 +127,7 @@ def load_streaming(
 
     Raises load's errors, and ValueError for a data set that is no folder of pictures.
     """
-    check_numbers(img_size, validation, test)
+    check_numbers(img_size, validation=validation, test=test, split_seed=split_seed)
     places = places_of(root)
     path = None if known_name(folder) else find(Path(folder).expanduser(), places, tuple(NAMED))
     if path is None or path.suffix == ".npz":
@@ -129,37 +137,14 @@ def load_streaming(
         )
 
     name = path.resolve().name
-    listed, classes = list_folder(path.absolute())  # the working directory may change later
-    parts, paths = {}, []  # a part is (numbers into paths, labels), so that three_parts can cut it
-    for part, (place, files) in listed.items():
-        files = _pictures_among(files)
-        labels = [label for _, label in files]
-        check_present(place, classes, labels)
-        parts[part] = torch.arange(len(files)) + len(paths), torch.tensor(labels)
-        paths += [path for path, _ in files]
-    parts = three_parts(name, parts, classes, validation, test, split_seed)
+    listed = list_folder(path.absolute())  # the working directory may change later
+    parts, classes, cut = three_parts(*listed, validation, test, split_seed)
     splits = {
-        part: FileSplit(tuple(paths[i] for i in numbers.tolist()), labels, img_size)
-        for part, (numbers, labels) in parts.items()
+        part: FileSplit(tuple(paths), labels, img_size) for part, (paths, labels) in parts.items()
     }
+    check_classes(splits, classes, cut)
     mean, std = sampled_mean_and_std(splits["train"])
-    return ImageData(name=name, classes=classes, mean=mean, std=std, flip=True, **splits)
-
-
-def _pictures_among(files: Files) -> Files:
-    """The files that are pictures by their names, or else by their first bytes."""
-    Image.init()
-    endings = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    kept = []
-    for path, label in files:
-        if path.suffix.lower() not in endings:
-            try:
-                Image.open(path).close()  # reads no more than the header
-            except Exception as error:
-                print(f"skipped, not a whole picture: {path} ({error})", file=sys.stderr)
-                continue
-        kept.append((path, label))
-    return kept
+    return ImageData(name=name, classes=classes, mean=mean, std=std, flip=True, cut=cut, **splits)
 
 
 def sampled_mean_and_std(split: FileSplit, limit=SAMPLE):
@@ -169,8 +154,12 @@ def sampled_mean_and_std(split: FileSplit, limit=SAMPLE):
     a broken picture among them.
     """
     numbers = np.linspace(0, len(split) - 1, min(limit, len(split))).round().astype(int)
-    bar = tqdm(numbers, "measuring mean and std", delay=2, leave=False, unit="img")
-    images = [_opened(split.paths[i], lambda image: pixels(image, split.img_size)) for i in bar]
+    bar, notes = tqdm(numbers, "measuring mean and std", delay=2, leave=False, unit="img"), {}
+    images = [
+        _opened(path, partial(noted, path, img_size=split.img_size, notes=notes))
+        for path in (split.paths[i] for i in bar)
+    ]
+    tell(notes, f" of {len(images)} that were measured")
     return mean_and_std(torch.from_numpy(np.stack(images)))
 
 
@@ -215,44 +204,42 @@ class _Pictures(Dataset):
     list of a million paths.
     """
 
-    def __init__(self, split, train, flip):
+    def __init__(self, split, crop):
         names = [os.fsencode(path) for path in split.paths]
         self.text = torch.from_numpy(np.frombuffer(b"".join(names), np.uint8).copy())
         self.ends = torch.tensor([0, *map(len, names)]).cumsum(0)
-        self.labels, side = split.labels, split.img_size
-        whole = math.ceil(side * EVALUATION_ZOOM)
-        changes = [
-            v2.RandomResizedCrop(side, scale=(SMALLEST_CROP, 1)),
-            v2.RandomHorizontalFlip(0.5 if flip else 0),
-            v2.TrivialAugmentWide(),
-        ]
-        changes = changes if train else [v2.Resize(whole), v2.CenterCrop(side)]
-        self.change = v2.Compose([*changes, v2.PILToTensor()])
-        # A large JPEG is decoded at a half, a quarter or an eighth of its size, where that is
-        # enough: in training, for the smallest crop not to be enlarged, and crops may be 3 : 4.
-        self.enough = math.ceil(side / (SMALLEST_CROP * 3 / 4) ** 0.5) if train else 2 * whole
+        self.labels, self.side, self.crop = split.labels, split.img_size, crop
 
     def __getitem__(self, key):
         seed, i = key
         start, stop = self.ends[i : i + 2].tolist()
         path = os.fsdecode(self.text[start:stop].numpy().tobytes())
-        with torch.random.fork_rng(devices=[]):  # puts the global generator back afterwards
-            mixed = np.random.SeedSequence((seed, i)).generate_state(1)  # like no neighbour's
-            torch.default_generator.manual_seed(mixed.item())  # torchvision takes no generator
-            try:
-                return _opened(path, self.decode), self.labels[i]
-            except ValueError as error:
-                return error
+        try:
+            image = _opened(path, lambda image: self.decode(image, key))
+        except ValueError as error:
+            return error
+        return torch.from_numpy(image), self.labels[i]
 
-    def decode(self, image):
-        image.draft(None, (self.enough, self.enough))  # JPEGs only
-        return self.change(upright(image))
+    def decode(self, image, key):
+        """(3, S, S): the centre, or with crop a random part that (seed, number) decides."""
+        if not self.crop:
+            return pixels(image, self.side)
+        # A large JPEG is decoded at a half, a quarter or an eighth of its size, where that is
+        # enough for the smallest crop not to be enlarged; and crops may be 3 : 4.
+        enough = math.ceil(self.side / (self.crop * 3 / 4) ** 0.5)
+        image.draft(None, (enough, enough))
+        image = upright(image)
+        with torch.random.fork_rng(devices=[]):  # puts the global generator back afterwards
+            mixed = np.random.SeedSequence(key).generate_state(1)  # like no neighbour's
+            torch.default_generator.manual_seed(mixed.item())  # torchvision takes no generator
+            cut = v2.RandomResizedCrop(self.side, scale=(self.crop, 1))(image)
+        return np.asarray(cut).transpose(2, 0, 1).copy()
 
 
 def _opened(path, function):
     """function(picture) of a file. ValueError, which says what to do, if it is no whole picture."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return function(image)
     except Exception as error:  # a broken file makes a decoder raise nearly anything
         raise ValueError(
