@@ -1,6 +1,6 @@
 """Weights of other libraries into our model and back.
 
-    model, report = model_from("B_16.npz")                       # timm, DeiT, torchvision, official
+    model, report = model_from("B_16.npz")         # timm, DeiT, torchvision, official, Hugging Face
     report = load_pretrained(model, ViT_B_16_Weights.IMAGENET1K_V1)  # torchvision downloads it
     timm_model.load_state_dict(to_timm(model), strict=True)
 
@@ -8,14 +8,16 @@ The names are in helpers/weights/names.py, as tables. Files are read without run
 """
 
 import math
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 
 from helpers.checkpoints import model_arguments, ratio_for
 from helpers.model import SIZES, VARIANTS, VisionTransformer
-from helpers.weights.files import Source, few, read
+from helpers.weights.files import few
+from helpers.weights.matching import read
 from helpers.weights.names import INTERPOLATIONS, LAYOUTS
 
 
@@ -24,65 +26,62 @@ class Report:
     """What load_pretrained did. Grids are (rows, columns) of patches, mean and std one per channel.
 
     format: "timm", "DeiT" (timm's names; told by a file name that begins with deit), "torchvision",
-    "official", "big_vision" or "helpers" (ours). resized: (grid in the file, grid in the model), or
-    None if the positions were copied. head: "kept", "new" (zeros) or "left out". normalisation:
-    (mean, std) on the scale from 0 to 1 that the images need, None where the source does not tell
-    (timm's names serve both 0.5/0.5 and ImageNet's statistics).
+    "official", "big_vision", "Hugging Face" or "helpers" (ours). resized: (grid in the file, grid
+    in the model), or None if the positions were copied. head: "kept", "new" (zeros) or "left out".
+    normalisation: (mean, std) on the scale from 0 to 1 that the images need, None where the source
+    does not tell (timm's names serve both 0.5/0.5 and ImageNet's statistics).
+
+    facts: where each fact is from that no shape shows: "told" by an argument or the model, "in the
+    file" or beside it, or "assumed": heads of Table 1's sizes, the class token read where there is
+    one, the exact GELU, norms before, the library's eps. taken: the key of the set of weights, left
+    those of the others in the file. zeros: what the file lacks and is zeros, as it computes the
+    same. aside: what is no weight, or of no part of ours.
     """
 
     format: str
     resized: tuple | None
     head: str
     normalisation: tuple | None
+    facts: dict = field(default_factory=dict, compare=False)
+    taken: str = field(default="", compare=False)
+    left: tuple = field(default=(), compare=False)
+    zeros: tuple = field(default=(), compare=False)
+    aside: tuple = field(default=(), compare=False)
 
 
-def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=None):
+def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=None, key=None):
     """Copy the weights of source into model, a VisionTransformer -> Report. All of them or none.
 
-    source: a path (.safetensors, .npz, or a file of torch.save), a dict of tensors, or a member of
-    one of torchvision's weight enums, which alone may download. Positions are resized to the
-    model's grid as the source's library does it, or as interpolation says: "official",
-    "torchvision" or "timm"; grid is the (rows, columns) of the source's, if they are no square.
-    With another number of classes, or new_head=True, the whole head of the source is dropped and a
-    linear layer of zeros takes its place (section 3.2 of the paper).
+    source: a path (.safetensors, .npz, a file of torch.save by any name, or a folder as Hugging
+    Face writes it), a dict of tensors, or a member of one of torchvision's weight enums, which
+    alone may download. key: which of several sets in it, as "model_ema" or "state_dict.teacher".
+    Positions are resized to the model's grid as the source's library does it, or as interpolation
+    says: "official", "torchvision" or "timm"; grid is the (rows, columns) of the source's, where
+    their number leaves it open. With another number of classes, or new_head=True, the whole head of
+    the source is dropped and a linear layer of zeros takes its place (section 3.2 of the paper).
 
     FileNotFoundError, TypeError for another kind of source, ValueError for a file that is damaged,
-    of an unknown layout or of another architecture, and for weights that do not fit. No file tells
-    LayerNorm's eps: 1e-6 in all libraries here, torch's default 1e-5 elsewhere.
+    of an unknown layout or of another architecture, and for weights that do not fit. A warning for
+    weights that are not finite.
     """
-    found = source if isinstance(source, Source) else read(source, grid)
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    head, weights = _with_head(model, found, new_head)
-    _check(model, found, weights)
-    new = model.patch_embed.grid_size
-    class_rows, grids = _grids(found, new)
-    if len(grids) != 1:
-        could_be = " or ".join(f"{h} x {w}" for h, w in grids) or "no square"
-        raise ValueError(
-            f"{weights['pos_embed'].shape[1]} positions of the source are {could_be}, in rows x "
-            "columns of patches: say which by grid=(rows, columns)"
-        )
-    missing = model.num_prefix_tokens - class_rows  # a class token without a position gets zeros
-    positions = F.pad(weights["pos_embed"], (0, 0, missing, 0))
-    ways = {"timm": "timm", "DeiT": "timm", "torchvision": "torchvision"}
-    how = interpolation or ways.get(found.format, "official")
-    weights["pos_embed"] = resize_positions(positions, grids[0], new, how)
-    model.load_state_dict(weights)
-    resized = None if grids[0] == new else (grids[0], new)
-    return Report(found.format, resized, head, found.normalisation)
+    told = ("num_heads", "global_pool", "norm_eps")
+    return _load(model, read(source, grid, key), new_head, interpolation, told)
 
 
-def model_from(source, *, interpolation=None, grid=None, **changes):
+def model_from(source, *, interpolation=None, grid=None, key=None, **changes):
     """(model in eval mode, Report): the VisionTransformer that fits source, its weights loaded.
 
     changes: arguments of VisionTransformer that shapes do not tell or that shall be others; None
     leaves what was found. Without num_heads, the source must tell it or be of a model of Table 1,
-    Ti or S by depth and width; another img_size resizes the positions, another num_classes gives a
-    new head, 0 none. The rest and the errors are load_pretrained's.
+    Ti or S by depth and width, with a warning if its names are not quite a library's; another
+    img_size resizes the positions, another num_classes gives a new head, 0 none. The rest and the
+    errors are load_pretrained's.
     """
-    found = read(source, grid)
+    found = read(source, grid, key)
     settings = _arguments(found)
     changes = {name: value for name, value in changes.items() if value is not None}
+    if found.other_head and "num_classes" not in changes:
+        raise ValueError(f"{_other_head(found)}: give num_classes for a new head, 0 for none")
     if changes.get("num_classes", settings["num_classes"]) != settings["num_classes"]:
         settings["representation_size"] = None
     settings |= changes
@@ -96,7 +95,54 @@ def model_from(source, *, interpolation=None, grid=None, **changes):
             "answers wrongly"
         )
     model = VisionTransformer(**settings).eval()
-    return model, load_pretrained(model, found, interpolation=interpolation)
+    report = _load(model, found, bool(found.other_head), interpolation, changes)
+    if report.facts["num_heads"] == "assumed" and found.doubt:
+        h = settings["num_heads"]
+        warnings.warn(
+            f"num_heads={h} is assumed from a table of sizes, but the names are not quite those of "
+            f"{found.format} ({found.doubt}): pass num_heads={h} if that is right, or the true one",
+            stacklevel=2,
+        )
+    return model, report
+
+
+def _load(model, found, new_head, interpolation, told):
+    """load_pretrained from a Source; told: the names of the facts that the caller knows."""
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    new = model.patch_embed.grid_size
+    head, weights = _with_head(model, found, new_head)
+    problems = _problems(model, found, weights, head)
+    try:
+        class_rows, old = _reading(found, new)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError(
+            f"the weights ({found.format}, {len(found.theirs)} tensors) do not fit the model, "
+            "which is as it was.\n  " + "\n  ".join(problems) + _advice(model, found, new_head)
+        )
+    missing = model.num_prefix_tokens - class_rows  # a class token without a position gets zeros
+    positions = F.pad(weights["pos_embed"], (0, 0, missing, 0))
+    ways = {"timm": "timm", "DeiT": "timm", "torchvision": "torchvision"}
+    how = interpolation or ways.get(found.format, "official")
+    weights["pos_embed"] = resize_positions(positions, old, new, how)
+    model.load_state_dict(weights)
+    loaded = model.state_dict().items()
+    finite = {n: w.is_meta or w.isfinite().all() for n, w in loaded}
+    if broken := [found.layout.names(n)[0] for n, yes in finite.items() if not yes]:
+        warnings.warn(
+            f"not all numbers of {few(broken)} are finite, and the model answers NaN: copy the "
+            "file again or take an earlier one",
+            stacklevel=3,
+        )
+    facts = {
+        name: "in the file" if name in found.said else "told" if name in told else "assumed"
+        for name in ("num_heads", "global_pool", "activation", "norm_order", "norm_eps")
+    }
+    zeros = [*found.zeros, *["the class token's row of the positions"] * missing]
+    resized = None if old == new else (old, new)
+    return Report(found.format, resized, head, found.normalisation, facts, found.taken, found.left,
+                  tuple(zeros), tuple(found.aside))  # fmt: skip
 
 
 def to_timm(model):
@@ -168,11 +214,17 @@ def _with_head(model, found, new_head):
     weights = {name: w for name, w in found.tensors.items() if not name.startswith(dropped)}
     for name, w in model.head.state_dict(prefix="head.").items():
         weights[name] = torch.zeros_like(w)
+    if found.other_head and K and not new_head:
+        return "other", weights
     return "new" if K else "left out", weights
 
 
-def _check(model, found, weights):
-    """ValueError naming all that does not fit, and the model that would."""
+def _other_head(found):
+    return f"{few(found.other_head)} are a head that is not one linear layer on the features"
+
+
+def _problems(model, found, weights, head):
+    """All that does not fit, by name, one line for each kind."""
     needed, names = model.state_dict(), found.layout.names
     missing = [n for ours in needed if ours not in weights for n in names(ours)]
     left_over = [n for ours in weights if ours not in needed for n in names(ours)]
@@ -192,23 +244,33 @@ def _check(model, found, weights):
     for name, value in found.known.items():
         if value != arguments[name]:
             lines.append(f"{name} is {value} there and {arguments[name]} here")
-    if lines:
-        raise ValueError(
-            f"the weights ({found.format}, {len(found.theirs)} tensors) do not fit the model, "
-            "which is as it was.\n  " + "\n  ".join(lines) + "\n" + _advice(found)
-        )
+    return lines + [_other_head(found)] * (head == "other")
 
 
-def _grids(found, model_grid=None):
-    """(rows of the class token, the grids that the others can be) of the source's positions."""
+def _readings(found, model_grid=None):
+    """[(rows of the class token, grid)], all that the source's positions can be."""
+    n, readings = found.tensors["pos_embed"].shape[1], []
     for class_rows in (1, 0) if "cls_token" in found.tensors else (0,):
-        n = found.tensors["pos_embed"].shape[1] - class_rows
-        square = (math.isqrt(n), math.isqrt(n))
-        options = [found.grid] if found.grid else [square, model_grid or square]
-        fitting = [grid for grid in dict.fromkeys(options) if math.prod(grid) == n > 0]
-        if fitting:
-            break
-    return class_rows, fitting
+        side = math.isqrt(n - class_rows)
+        options = [(side, side), model_grid or (side, side)]
+        for grid in dict.fromkeys([found.grid] if found.grid else options):
+            if math.prod(grid) == n - class_rows > 0:
+                readings.append((class_rows, grid))
+    return readings
+
+
+def _reading(found, model_grid):
+    """The one reading of the positions. ValueError if there are more, or none."""
+    readings = _readings(found, model_grid)
+    if len(readings) == 1:
+        return readings[0]
+    class_rows = ("", " and a class row") if len({r for r, _ in readings}) > 1 else ("", "")
+    could_be = " or ".join(f"{h} x {w}{class_rows[r]}" for r, (h, w) in readings)
+    none = "no {} x {}".format(*found.grid) if found.grid else "no square"
+    raise ValueError(
+        f"{found.tensors['pos_embed'].shape[1]} positions of the source are {could_be or none}, in "
+        "rows x columns of patches: say which by grid=(rows, columns)"
+    )
 
 
 def _arguments(found):
@@ -221,9 +283,9 @@ def _arguments(found):
     settings["global_pool"] = "token" if "cls_token" in w else "avg"
     tanh_layer = w.get("pre_logits.0.weight")
     settings["representation_size"] = None if tanh_layer is None else len(tanh_layer)
-    _, grids = _grids(found)
-    if grids:
-        rows, columns = grids[0]
+    settings["norm_eps"] = found.layout.norm_eps
+    if readings := _readings(found):
+        rows, columns = readings[0][1]
         settings["img_size"] = P * rows if rows == columns else (P * rows, P * columns)
     for depth, width, heads in SIZES.values():
         if (depth, width) == (found.depth, D):
@@ -231,15 +293,48 @@ def _arguments(found):
     return settings | found.known
 
 
-def _advice(found):
-    """The model that these weights fit, as a sentence with its code."""
+def _advice(model, found, new_head):
+    """What would help, its code last; "" unless the advised model would be accepted."""
+    here = model_arguments(model)
     settings = {"num_heads": "?"} | _arguments(found)
+    guessed = found.doubt if settings["num_heads"] != "?" else "no known model"
+    if (here["embed_dim"], here["depth"]) == (settings["embed_dim"], settings["depth"]):
+        settings["num_heads"], guessed = here["num_heads"], ""
+    settings |= {"norm_eps": here["norm_eps"]} | found.known
+    if found.other_head:
+        settings |= dict(num_classes=here["num_classes"], representation_size=None)
+    heads = 1 if settings["num_heads"] == "?" else settings["num_heads"]
+    try:
+        with torch.device("meta"):  # shapes without memory
+            advised = VisionTransformer(**settings | {"num_heads": heads})
+        _reading(found, advised.patch_embed.grid_size)
+        head, weights = _with_head(advised, found, new_head or bool(found.other_head))
+    except ValueError:
+        return ""
+    if _problems(advised, replace(found, left_over=[]), weights, head):
+        return ""
+    advice = "\n"
+    if found.other_head and here["num_classes"]:
+        advice += "Give new_head=True for a head of zeros in its place. "
+    if found.left_over:
+        advice += f"If the model answers without {few(found.left_over)}, give a dict without. "
+        advice += f"key={found.taken!r} reads only what is under that name. " * found.outside
+    if all(here[name] == settings[name] for name in settings if name != "img_size"):
+        return advice.rstrip()
+    if guessed and "num_heads" not in found.known:
+        advice += f"How many heads there are no shape tells, check num_heads ({guessed}). "
+    return advice + _code(settings)
+
+
+def _code(settings):
+    """The model of these settings, as a sentence that ends with its code."""
     sizes = {name: settings.pop(name) for name in ("depth", "embed_dim", "num_heads", "patch_size")}
     depth, D, heads, P = sizes.values()
     variant = f"{next((s for s in SIZES if SIZES[s] == (depth, D, heads)), '')}/{P}"
     if variant not in VARIANTS:
         return f"These are the weights of VisionTransformer(**{sizes | settings})"
-    usual = dict(in_chans=3, mlp_ratio=4, global_pool="token", representation_size=None)
+    usual = dict(in_chans=3, mlp_ratio=4, global_pool="token", representation_size=None,
+                 norm_eps=1e-6)  # fmt: skip
     others = [f"{n}={value!r}" for n, value in settings.items() if usual.get(n, "") != value]
     code = f'create_vit("{variant}", {", ".join(others)})'
     at = f" at {settings['img_size']} px" if "img_size" in settings else ""

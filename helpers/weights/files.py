@@ -1,46 +1,26 @@
-"""From a file of weights, or a dict, to tensors by our names and in our shapes: what fits no model
-yet, but is known to be a plain ViT's. Nothing in a file is run: .safetensors and .npz hold arrays
-alone, and .pth files are read with weights_only=True.
+"""A file or a folder of weights -> tensors by name. Nothing in it is run: .safetensors and .npz
+hold arrays alone, and pickles are read with weights_only=True. The first bytes tell what it is.
 """
 
 import json
+import pickle
 import re
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from torchvision.models import WeightsEnum
 
-from helpers.weights.names import HALF, IMAGENET, LAYOUTS, PREFIX, REFUSED, RESHAPES, Layout
-
-WRAPPERS = ("state_dict", "model", "model_state_dict", "weights")  # {"model": {name: tensor}}
 SHOWN = 6  # names in a message before "and 12 more"
-
-# What tells a model's size, with the number of axes.
-ESSENTIAL = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
-
-
-@dataclass
-class Source:
-    """Weights on their way: tensors by our names, in our shapes, and what else was found.
-
-    theirs: by their names, the prefix taken off. left_over: their names that no row of the table
-    has. known: arguments of VisionTransformer that shapes do not tell. grid: (rows, columns) of the
-    positions, if the source says so. format and normalisation: see helpers.weights.Report.
-    """
-
-    format: str
-    layout: Layout
-    theirs: dict
-    depth: int
-    normalisation: tuple | None
-    tensors: dict = field(default_factory=dict)
-    left_over: list = field(default_factory=list)
-    known: dict = field(default_factory=dict)
-    grid: tuple | None = None
+FOLDER = ("model.safetensors", "model.safetensors.index.json",
+          "pytorch_model.bin", "pytorch_model.bin.index.json")  # fmt: skip
+CONFIG_FILES = ("config.json", "preprocessor_config.json")  # beside the weights
+NO_WEIGHTS = {  # how a file begins that is something else
+    b"version https://git-lfs": "a pointer of Git LFS, not the file: git lfs pull fetches it",
+    b"<": "a web page: download the file itself",
+    b"\x89HDF": "HDF5, as Keras writes it, whose names are not known here",
+}
 
 
 def few(names):
@@ -49,151 +29,98 @@ def few(names):
     return ", ".join(names[:SHOWN]) + more
 
 
-def read(source, grid=None):
-    """A path, a dict of tensors or arrays, or a member of a torchvision weight enum -> Source.
+def opened(path):
+    """A file or a folder -> (tensors by name, [what the files beside and inside it say])."""
+    files, weights, configs = _files(path), {}, []
+    for file in files:
+        try:
+            part, metadata = _content(file)
+        except (PermissionError, MemoryError):
+            raise
+        except Exception as error:  # damaged bytes make the readers raise anything
+            raise ValueError(f"{file} is not opened: {_reason(file, error)}") from error
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{file} holds a {type(part).__name__}, a dict of tensors is needed")
+        if twice := [name for name in part if name in weights]:
+            raise ValueError(f"{few(twice)}: in {file.name} and in another part: copy both again")
+        weights |= part
+        configs += [metadata] if metadata else []
+    for name in CONFIG_FILES:
+        beside = files[0].with_name(name)
+        if beside.is_file():
+            try:
+                configs.append(dict(json.loads(beside.read_text(encoding="utf-8"))))
+            except ValueError as error:
+                raise ValueError(
+                    f"{beside}, beside the weights, is no JSON object ({error}): copy it again, or "
+                    "move the weights to another folder and say yourself what it should tell"
+                ) from error
+    return weights, configs
 
-    grid: (rows, columns) of the positions. The errors are those of helpers.weights.load_pretrained
-    that need no model.
-    """
-    facts = {}
-    if isinstance(source, WeightsEnum):
-        if not type(source).__name__.startswith("ViT_"):
-            raise ValueError(f"{source} are not the weights of a ViT: nothing was downloaded")
-        weights = source.get_state_dict(progress=True, check_hash=True)
-    elif isinstance(source, Mapping):
-        weights = source
-    elif isinstance(source, str | Path):
-        weights, facts = _opened(Path(source).expanduser())
-    else:
-        raise TypeError(
-            f"weights from a {type(source).__name__}? Give a path, a dict of tensors as of "
-            "state_dict(), or a member of torchvision's weight enums"
-        )
-    while wrapper := next((w for w in WRAPPERS if isinstance(weights.get(w), Mapping)), None):
-        weights = weights[wrapper]
-    found = _recognised(weights)
-    if found.layout.name == "timm":  # whose names DeiT and our own checkpoints have as well
-        found = replace(found, **facts)
-    if grid:
-        found.grid = tuple(grid)
-    return found
 
-
-def _opened(path):
-    """A file -> (tensors by name, what the file says beside them: values of Source)."""
+def _files(path):
+    """The files of weights that a path means: itself, all parts of it, or those in a folder."""
+    if path.is_dir():
+        inside = next((path / name for name in FOLDER if (path / name).is_file()), None)
+        if not inside:
+            raise FileNotFoundError(f"no file of weights in the folder {path}: {', '.join(FOLDER)}")
+        path = inside
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}")
-    facts = {}
-    if path.name.lower().startswith("deit"):
-        facts = {"format": "DeiT", "normalisation": IMAGENET}
+    if part := re.match(r"(.+)-\d+-of-\d+(\.\w+)$", path.name):  # one of several: all of them
+        index = path.with_name(f"{part[1]}{part[2]}.index.json")
+        path = index if index.is_file() else path
+    if not path.name.endswith(".index.json"):
+        return [path]
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if text := (file.metadata() or {}).get("vit"):
-                    facts = _facts(json.loads(text))
-        elif path.suffix == ".npz":
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        files = sorted(path.with_name(name.replace("\\", "/").rpartition("/")[2]) for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not opened ({error!r}): Copy it again") from error
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{path} names parts that are not beside it: {few(absent)}")
+    return files
+
+
+def _content(path):
+    """(what a file holds, its metadata): safetensors, npz or torch.save, as its first bytes say."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    for beginning, what in NO_WEIGHTS.items():
+        if head.startswith(beginning):
+            raise ValueError(what)
+    if head[8:9] == b"{":
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return weights, file.metadata()
+    if head.startswith(b"PK"):
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+        if all(name.endswith(".npy") for name in names):
             with np.load(path, allow_pickle=False) as file:
-                weights = dict(file)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # damaged bytes make the readers raise anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"{path} is not opened ({reason}): it is no whole .safetensors, .npz or file of "
-            "torch.save, or holds more than tensors, which could run code. Copy it again, or ask "
-            "for the state dict alone, as .safetensors"
-        ) from error
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"{path} holds a {type(weights).__name__}, a dict of tensors is needed")
-    return weights, facts
+                return dict(file), None
+    with open(path, "rb") as file:  # by its name, torch would go by the suffix
+        return torch.load(file, map_location="cpu", weights_only=True), None
 
 
-def _facts(written):
-    """What save_checkpoint of helpers/checkpoints.py has written beside the weights, for Source."""
-    settings = written["model"]
-    known = {name: settings[name] for name in ("num_heads", "norm_eps")}
-    grid = tuple(side // settings["patch_size"] for side in settings["img_size"])
-    normalisation = (tuple(written["mean"]), tuple(written["std"]))
-    return dict(format="helpers", known=known, grid=grid, normalisation=normalisation)
-
-
-def _recognised(weights):
-    """Tensors by their names -> Source, by the layout that the first of the names tell."""
-    for name in weights:
-        for pattern, what in REFUSED:
-            if re.search(pattern, name):
-                raise ValueError(f"{name} is {what}: a plain ViT would answer wrongly with it")
-    candidates = []
-    for layout in LAYOUTS:
-        (kernel,), (positions,) = layout.names("patch_embed.proj.weight"), layout.names("pos_embed")
-        for name in weights:
-            prefix = name.removesuffix(kernel)
-            if re.fullmatch(PREFIX, prefix):
-                candidates.append((prefix + positions not in weights, layout, prefix))
-    if candidates:  # better one whose positions are there; without them, the layout says what lacks
-        _, layout, prefix = min(candidates, key=lambda candidate: candidate[0])
-        return _converted(layout, _without(prefix, weights))
-    raise ValueError(
-        "no layout known here (timm, DeiT, torchvision, official .npz): a patch embedding and "
-        f"positions by none of their names, but {few(list(weights)) or 'nothing'}"
+def _reason(path, error):
+    """Why a file is not opened and what to do: of a pickle, the classes that it needs."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without colours for a terminal
+    classes = []
+    if isinstance(error, pickle.UnpicklingError):
+        needed = re.findall(r"GLOBAL ([\w.]+)|class '([\w.]+)'", text)
+        classes = list(dict.fromkeys(a or b for a, b in needed))
+        if zipfile.is_zipfile(path):  # which can be asked for all of them
+            classes = torch.serialization.get_unsafe_globals_in_checkpoint(path) or classes
+    if classes:
+        return (
+            f"it holds more than tensors and needs {few(classes)}, which could run code. Ask for "
+            "the state dict alone, as .safetensors. If you trust the file and have them, allow "
+            "them by torch.serialization.add_safe_globals([...]) and call again"
+        )
+    lines = re.findall(r"WeightsUnpickler error: (.*)", text) or text.splitlines() or [""]
+    return (
+        f"{type(error).__name__}: {lines[0]}. It is no whole .safetensors, .npz or file of "
+        "torch.save, or holds more than tensors, which could run code. Copy it again, or ask for "
+        "the state dict alone, as .safetensors"
     )
-
-
-def _without(prefix, weights):
-    """The prefix taken off; in a .npz, what lies outside it is the optimizer's and is dropped.
-
-    Blocks that jax stacked in one tensor, encoderblock/name (L, ...), become L tensors.
-    """
-    plain = {}
-    for name, value in weights.items():
-        if name.startswith(prefix) or not prefix.endswith("/"):
-            plain[name.removeprefix(prefix)] = _tensor(name, value)
-    for name in [name for name in plain if name.startswith("Transformer/encoderblock/")]:
-        for i, value in enumerate(plain.pop(name)):
-            plain[name.replace("encoderblock/", f"encoderblock_{i}/")] = value
-    return plain
-
-
-def _tensor(name, value):
-    """A tensor or an array of floating-point numbers, as a tensor."""
-    if isinstance(value, np.ndarray) and value.dtype == "V2":  # bfloat16, as jax saves it
-        value = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        value = torch.from_numpy(value)
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        kind = getattr(value, "dtype", type(value).__name__)
-        raise ValueError(f"{name} is no tensor of floating-point numbers but {kind}")
-    return value.detach()
-
-
-def _converted(layout, theirs):
-    """Every row of the layout's table whose names are there, for every block."""
-    blocks = (re.search(r"(?:^blocks\.|encoder_layer_|encoderblock_)(\d+)", n) for n in theirs)
-    depth = max((int(block[1]) + 1 for block in blocks if block), default=0)
-    found = Source(layout.name, layout, theirs, depth, layout.normalisation)
-    used = set()
-    for row in layout.rows:
-        for i in range(depth if "{i}" in row.ours else 1):
-            ours, names = row.ours.format(i=i), [name.format(i=i) for name in row.theirs]
-            if ours in found.tensors or not all(name in theirs for name in names):
-                continue
-            parts = [theirs[name] for name in names]
-            try:
-                found.tensors[ours] = torch.cat([RESHAPES[row.reshape](part) for part in parts])
-            except (RuntimeError, IndexError):  # of another number of axes: named by the check
-                found.tensors[ours] = parts[0]
-            used.update(names)
-    found.left_over = [name for name in theirs if name not in used]
-    for ours, axes in ESSENTIAL.items():
-        if ours not in found.tensors or found.tensors[ours].ndim != axes:
-            wanted = f"{layout.names(ours)[0]} of {axes} axes"
-            raise ValueError(f"no ViT can be read off the weights ({layout.name}) without {wanted}")
-    C = found.tensors["patch_embed.proj.weight"].shape[1]  # (D, C, P, P)
-    if C != 3:
-        found.normalisation = ((0.5,) * C,) * 2 if layout.normalisation is HALF else None
-    heads = next((len(bias) for name, bias in theirs.items() if name.endswith("/query/bias")), None)
-    found.known = {"num_heads": heads} if heads else {}  # such a bias is (h, d)
-    return found

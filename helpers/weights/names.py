@@ -5,11 +5,13 @@ as it is. * is "weight" and then "bias", and a kernel or scale has its bias, whi
 beside it; {i} is the number of a block; [a b c] are three tensors that lie stacked in ours, in this
 order. Where our name has two rows, one file has the first and another the second. Sources: timm 1.0
 and DeiT (facebookresearch/deit), torchvision.models.vision_transformer,
-google-research/vision_transformer (vit_jax/models_vit.py) and google-research/big_vision
-(models/vit.py).
+google-research/vision_transformer (vit_jax/models_vit.py), google-research/big_vision
+(models/vit.py) and transformers' ViT (4.57; 5.12 and later, in memory alone, have other names).
 """
 
+import json
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # D width, h heads, d = D / h. Theirs -> ours. Linear layers: ours (out, in), as in torch.
@@ -83,6 +85,26 @@ BIG_VISION = (
     .replace("{attention}", "MultiHeadDotProductAttention_0")
 )
 
+HUGGING_FACE = """
+patch_embed.proj.*     | embeddings.patch_embeddings.projection.*
+cls_token              | embeddings.cls_token
+pos_embed              | embeddings.position_embeddings
+blocks.{i}.norm1.*     | {block}.layernorm_before.*
+blocks.{i}.attn.qkv.*  | {block}.attention.attention.[query key value].*
+blocks.{i}.attn.proj.* | {block}.attention.output.dense.*
+blocks.{i}.norm2.*     | {block}.layernorm_after.*
+blocks.{i}.mlp.fc1.*   | {block}.intermediate.dense.*
+blocks.{i}.mlp.fc2.*   | {block}.output.dense.*
+norm.*                 | layernorm.*
+head.*                 | classifier.*
+"""
+HUGGING_FACE_5 = (
+    HUGGING_FACE.replace("attention.[query key value]", "[q_proj k_proj v_proj]")
+    .replace("attention.output.dense", "attention.o_proj")
+    .replace("intermediate.dense", "mlp.fc1")
+    .replace("output.dense", "mlp.fc2")
+)
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -96,17 +118,19 @@ class Row(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A library's layout: its table, and the mean and std that its images need, if that tells."""
+    """A library's layout: its table, the mean and std of its images, if that tells, its eps."""
 
     name: str
     rows: tuple[Row, ...]
     normalisation: tuple | None
+    norm_eps: float = 1e-6
 
     def names(self, ours):
-        """Their name, or names, for one of our weights, from the first row that has it."""
+        """Their name, or names, for one of our weights, from the first row that has it, or ours."""
         general = re.sub(r"^blocks\.\d+", "blocks.{i}", ours)
         i = ours.split(".")[1] if general != ours else ""
-        return next([n.format(i=i) for n in row.theirs] for row in self.rows if row.ours == general)
+        rows = (row.theirs for row in self.rows if row.ours == general)
+        return [name.format(i=i) for name in next(rows, [ours])]
 
 
 def _rows(table, block=""):
@@ -130,8 +154,60 @@ LAYOUTS = (
     Layout("torchvision", _rows(TORCHVISION, TORCHVISION_BLOCK), IMAGENET),
     Layout("official", _rows(OFFICIAL, JAX_BLOCK), HALF),
     Layout("big_vision", _rows(BIG_VISION, JAX_BLOCK), HALF),
+    Layout("Hugging Face", _rows(HUGGING_FACE, "encoder.layer.{i}"), None, 1e-12),
+    Layout("Hugging Face", _rows(HUGGING_FACE_5, "layers.{i}"), None, 1e-12),
 )
-PREFIX = r"((module|model|_orig_mod)\.)*(opt/target/|params/)?"  # may stand before every name
+
+# Several sets of weights in one file: a set whose path has a word of AVERAGED is a copy of another;
+# one whose path is USUAL words alone is the one that is meant.
+AVERAGED = r"(^|[._])(ema|swa|averaged?|avg|shadow|momentum)([._]|$)"
+USUAL = r"((state_dict|model|model_state_dict|weights|module|_orig_mod|params|opt\.target)(\.|$))*"
+
+# A classifier by another name than the table's: read if it is one linear layer.
+HEADS = r"(heads?|fc|classifier|(last_)?linear|(mlp|cls|class|classification)_head|out|output)\."
+
+# What no forward pass reads, or not on the way to the class token, though it be a tensor of floats.
+EXTRAS = (
+    r"(^|\.)(n_averaged|num_batches_tracked|total_ops|total_params|position_ids)$"
+    r"|^(criterion|loss|loss_fn|(\w+_)?metrics?|(\w+_)?acc(uracy)?)\.|^pooler\."
+)
+ZEROS = ("blocks.{i}.attn.qkv.bias", "head.bias")  # in no block at all: a layer without a bias
+
+# What a config beside the weights may say: our word | its words. Parts of it are looked through.
+CONFIG = {
+    "num_heads": ("num_heads", "num_attention_heads"),
+    "norm_eps": ("norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
+    "embed_dim": ("embed_dim", "hidden_size"),
+    "depth": ("depth", "num_hidden_layers"),
+    "img_size": ("img_size", "image_size"),
+    "mean": ("mean", "image_mean"),
+    "std": ("std", "image_std"),
+}
+PAIRS = ("img_size", "image_size", "mean", "image_mean", "std", "image_std")  # which may be lists
+CONFIG_PARTS = ("vit", "model", "model_args", "pretrained_cfg", "vision_config", "config",
+                "hyper_parameters", "args")  # fmt: skip
+
+# The same for what our model cannot be told: fact | words | values that it is, by a regular
+# expression | what the others are.
+CONFIG_FACTS = (
+    ("activation", r"hidden_act(ivation)?|act_layer|activation(_function|_fn)?",
+     r"((torch\.)?nn\.)?gelu(_python|_erf|_exact)?(\((approximate='none')?\))?",
+     "another activation than the exact GELU"),
+    ("norm_order", r"norm_first|normalize_before|do_layer_norm_before", "true", "norms after"),
+    ("norm_order", r"(use_|res_)?post_norm", "false", "norms after"),
+    ("norm_order", r"(layer)?norm_(order|position|style)", "pre.*|before", "norms after"),
+    ("global_pool", "global_pool|pool|pooling", "token|tok|cls|avg|gap|mean", "another pooling"),
+    ("mean_pooling", "use_mean_pooling", "false", "a mean of the patches after a class token"),
+)  # fmt: skip
+POOLS = {
+    "token": "token",
+    "tok": "token",
+    "cls": "token",
+    "avg": "avg",
+    "gap": "avg",
+    "mean": "avg",
+}
+
 
 # How each library resizes a grid of positions: the arguments of torch's F.interpolate.
 # official: scipy.ndimage.zoom(order=1), which is bilinear with the corners kept.
@@ -144,9 +220,12 @@ INTERPOLATIONS = {
 # A name that shows that a file's model computes something else: searched for as a regular
 # expression | what it is.
 REFUSED = (
-    (r"\bdist_token$|\bhead_dist\.", "the distillation token of DeiT: a second class token"),
+    (r"\bdist_token$|\bdistillation_token$|\bhead_dist\.|\bdistillation_classifier\.",
+     "the distillation token of DeiT: a second class token"),
+    (r"\bdetection_tokens$", "the detection tokens of YOLOS: more tokens"),
     (r"\breg_token$|register_tokens", "register tokens (arXiv 2309.16588): more tokens"),
-    (r"\.ls\d?\.gamma$|\.gamma_\d$", "layer-scale (arXiv 2103.17239): a factor on each branch"),
+    (r"\.ls\d?\.gamma$|\.gamma_\d$|\.lambda_?\d$",
+     "layer-scale (arXiv 2103.17239): a factor on each branch"),
     (r"\battn\.[qk]_norm\.|\b(attn|mlp)\.norm\.", "a norm inside the attention or the MLP"),
     (r"\bnorm_pre\.|\bln_pre\.", "a norm before the first block, as in CLIP"),
     (r"\bfc_norm\.", "a norm after average pooling, not before it (timm's fc_norm, MAE, BEiT)"),
@@ -154,6 +233,43 @@ REFUSED = (
     (r"rel_pos|relative_position|\brope\b|\bfreqs", "relative or rotary positions"),
     (r"\bmask_token$|\bdecoder_", "masked-image pre-training, with parts for masks or a decoder"),
     (r"\bmlp\.(w12|w1|fc1_g)\.|\battn\.gate\.", "a gate in the MLP (SwiGLU) or the attention"),
-    (r"\bpatch_embed\.(backbone|norm)\.|\bconv_proj\.(\d|conv_)|\bconv_root/|\bpatch_embed\.proj\.\d",
+    (r"\bpatch_embed(dings)?\.(backbone|norm)\.|\bconv_proj\.(\d|conv_)|\bconv_root/|\bpatch_embed\.proj\.\d",
      "another stem than one convolution (a ResNet, a stack of convolutions or a norm)"),
 )  # fmt: skip
+
+
+def _statements(config):
+    """(name, value) of what a config says, of its known parts too; JSON in a string is read."""
+    for name, value in config.items():
+        if isinstance(value, str) and value[:1] in set("{[0123456789tf"):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                pass
+        if isinstance(value, Mapping) and name in CONFIG_PARTS:
+            yield from _statements(value)
+        elif isinstance(value, str | int | float | list | tuple):
+            yield name, value
+
+
+def told(configs):
+    """What configs, dicts as of JSON, say: {our word: value}, the first that says it believed.
+
+    ValueError for what our model cannot be.
+    """
+    flat = {}
+    for name, value in (pair for config in configs for pair in _statements(config)):
+        flat.setdefault(name, value)
+    words = {theirs: ours for ours, those in CONFIG.items() for theirs in those}
+    said = {}
+    for name, value in flat.items():
+        for fact, pattern, ours, other in CONFIG_FACTS:
+            if re.fullmatch(pattern, name):
+                if not re.fullmatch(ours, str(value).lower()):
+                    raise ValueError(f"{name} is {value!r} in the config: {other}, not our ViT")
+                said[fact] = value
+        if name in words and (name in PAIRS or isinstance(value, int | float)):
+            said.setdefault(words[name], value)
+    if "global_pool" in said:
+        said["global_pool"] = POOLS[str(said["global_pool"]).lower()]
+    return said

@@ -1,0 +1,322 @@
+"""Tensors by a library's names -> by ours and in our shapes: what fits no model yet, but is known
+to be a plain ViT's. Of several sets one is taken; what no row of a table has is sorted.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os.path import commonprefix
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torchvision.models import WeightsEnum
+
+from helpers.weights import names as tables
+from helpers.weights.files import few, opened
+from helpers.weights.names import LAYOUTS, RESHAPES, Layout
+
+# What tells a model's size, with the number of axes.
+ESSENTIAL = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
+
+
+@dataclass
+class Source:
+    """Weights on their way: tensors by our names, in our shapes, and what else was found.
+
+    theirs: by their names, the prefix taken off. left_over: their names that no row of the table
+    has; other_head: those of a head that is not one linear layer. known: arguments of
+    VisionTransformer that shapes do not tell; said: the facts that the file tells. grid: (rows,
+    columns) of the positions, if the source says so. doubt: why the names are not quite those of
+    the table's library, "" if they are. outside: whether the left over stand outside the prefix,
+    so that key leaves them alone. The rest: see helpers.weights.Report.
+    """
+
+    layout: Layout
+    theirs: dict
+    depth: int
+    format: str
+    normalisation: tuple | None
+    taken: str = ""
+    left: tuple = ()
+    tensors: dict = field(default_factory=dict)
+    left_over: list = field(default_factory=list)
+    other_head: list = field(default_factory=list)
+    aside: list = field(default_factory=list)
+    zeros: list = field(default_factory=list)
+    known: dict = field(default_factory=dict)
+    said: set = field(default_factory=set)
+    grid: tuple | None = None
+    doubt: str = ""
+    outside: bool = False
+
+
+class Candidate(NamedTuple):
+    """A set of weights: the path of its dict in the file, the prefix of its names there."""
+
+    path: str
+    prefix: str
+    layout: Layout
+
+    @property
+    def key(self):
+        return f"{self.path}.{self.prefix}".replace("/", ".").strip(".")
+
+
+def read(source, grid=None, key=None):
+    """A path, a dict of tensors or arrays, or a member of a torchvision weight enum -> Source.
+
+    grid: (rows, columns) of the positions; key: which of several sets. The errors are those of
+    helpers.weights.load_pretrained that need no model.
+    """
+    configs, name = [], ""
+    if isinstance(source, WeightsEnum):
+        if not type(source).__name__.startswith("ViT_"):
+            raise ValueError(f"{source} are not the weights of a ViT: nothing was downloaded")
+        weights = source.get_state_dict(progress=True, check_hash=True)
+    elif isinstance(source, Mapping):
+        weights = source
+    elif isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        name = path.name.lower()
+        weights, configs = opened(path)
+    else:
+        raise TypeError(
+            f"weights from a {type(source).__name__}? Give a path, a dict of tensors as of "
+            "state_dict(), or a member of torchvision's weight enums"
+        )
+    found = _converted(*_chosen(dict(_dicts(weights)), key))
+    if found.format == "timm" and name.startswith("deit"):
+        found.format, found.normalisation = "DeiT", tables.IMAGENET
+    _believe(found, [*configs, weights])
+    if grid:
+        found.grid = tuple(grid)
+    return found
+
+
+def _dicts(weights, path=""):
+    """Every dict in a checkpoint by its path, ("", ...), ("model", ...), without those in it."""
+    yield path, {str(n): value for n, value in weights.items() if not isinstance(value, Mapping)}
+    for name, value in weights.items():
+        if isinstance(value, Mapping):
+            yield from _dicts(value, f"{path}.{name}".lstrip("."))
+
+
+def _candidates(dicts):
+    """Every set with a patch embedding; if some have positions and blocks too, those alone."""
+    found = {}
+    for path, own in dicts.items():
+        for layout in LAYOUTS:
+            kernel, *others = (layout.names(ours)[0] for ours in ESSENTIAL)
+            for name in own:
+                prefix = name.removesuffix(kernel)
+                if name.endswith(kernel) and prefix[-1:] in ("", ".", "/"):
+                    lacks = sum(prefix + other not in own for other in others)
+                    if lacks < found.get((path, prefix), (9,))[0]:
+                        found[path, prefix] = lacks, Candidate(path, prefix, layout)
+    fewest = min((lacks for lacks, _ in found.values()), default=0)
+    return [candidate for lacks, candidate in found.values() if lacks == fewest]
+
+
+def _chosen(dicts, key):
+    """(layout, prefix, its dict without other sets, the key taken, the keys left)."""
+    every = _candidates(dicts)
+    if not every:
+        names = [name for own in dicts.values() for name in own]
+        raise ValueError(
+            "no layout known here (timm, DeiT, torchvision, official .npz, Hugging Face): a patch "
+            f"embedding and positions by none of their names, but {few(names) or 'nothing'}"
+        )
+    keys, inside = [one.key for one in every], every
+    if key is not None:
+        key = key.replace("/", ".").strip(".")
+        inside = [one for one in every if one.key == key]
+        inside = inside or [one for one in every if one.key.startswith(f"{key}.")]
+        if not inside:
+            raise ValueError(f"key {key!r} names no set of weights: there are {few(keys)}")
+    for usual in (
+        lambda one: True,
+        lambda one: not re.search(tables.AVERAGED, one.key),
+        lambda one: re.fullmatch(tables.USUAL, one.key),
+    ):
+        if len(rest := [one for one in inside if usual(one)]) == 1:
+            break
+    else:
+        asked = few([one.key or '"", the outermost' for one in inside])
+        raise ValueError(f"several sets of weights: {asked}. Choose one by key=")
+    (one,) = rest
+    inner = (key or "")[len(one.path) :].strip(".")  # told to look under this prefix alone
+    scope = one.prefix[: len(inner) + 1] if inner else ""
+    others = [other.prefix for other in every if other.path == one.path]
+    others = tuple(prefix for prefix in others if not one.prefix.startswith(prefix))
+    own = {
+        name: value
+        for name, value in dicts[one.path].items()
+        if name.startswith(scope) and not name.startswith(others)
+    }
+    return one.layout, one.prefix, own, one.key, tuple(k for k in keys if k != one.key)
+
+
+def _without(prefix, weights):
+    """{name without the prefix: [(full name, value), ...]}, more than one where names meet.
+
+    Of a name outside the prefix, the part that both have is taken off (vit. and classifier.); in
+    a .npz, what lies outside is the optimizer's and is dropped. Blocks that jax stacked in one
+    tensor, encoderblock/name (L, ...), become L tensors.
+    """
+    plain, stack = {}, "Transformer/encoderblock/"
+    for name, value in weights.items():
+        if name.startswith(prefix):
+            short = name[len(prefix) :]
+        elif prefix.endswith("/"):
+            continue
+        else:
+            short = name[commonprefix([name, prefix]).rfind(".") + 1 :]
+        layers = enumerate(value) if short.startswith(stack) else [("", value)]
+        for i, layer in layers:
+            here = short.replace(stack, f"Transformer/encoderblock_{i}/")
+            plain.setdefault(here, []).append((name, layer))
+    return plain
+
+
+def _is_weight(value):
+    """Whether a value is an array of floating-point numbers, and more than a scalar."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0 and (value.dtype.kind == "f" or value.dtype == "V2")
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 0
+
+
+def _tensor(name, value):
+    """A tensor or an array of floating-point numbers, as a tensor."""
+    if isinstance(value, np.ndarray) and value.dtype == "V2":  # bfloat16, as jax saves it
+        value = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        value = torch.from_numpy(value)
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise ValueError(f"{name} is no tensor of floating-point numbers but {kind}")
+    return value.detach()
+
+
+def _converted(layout, prefix, own, taken, left):
+    """Every row of the layout's table whose names are there, for every block -> Source."""
+    named = _without(prefix, own)
+    for name in named:
+        for pattern, what in tables.REFUSED:
+            if re.search(pattern, name):
+                aside = named[name][0][0].startswith(prefix)
+                aside = "" if aside else f". key={taken!r} reads only what is under that name"
+                raise ValueError(f"{name} is {what}: a plain ViT would answer wrongly{aside}")
+    theirs = {short: those[0][1] for short, those in named.items() if _is_weight(those[0][1])}
+    start = next(r.theirs[0] for r in layout.rows if "{i}" in r.ours).partition("{i}")[0]
+    blocks = (re.match(re.escape(start) + r"(\d+)", name) for name in named)
+    depth = max((int(block[1]) + 1 for block in blocks if block), default=0)
+    found = Source(layout, theirs, depth, layout.name, layout.normalisation, taken, left)
+    claimed = {}  # our name: the full names of what is it
+
+    def claim(ours, names, reshape):
+        full = [name for short in names for name, _ in named[short]]
+        if ours in claimed or len(full) > len(names):
+            rivals = claimed.get(ours, []) + full
+            here = all(name.startswith(prefix) for name in rivals)
+            raise ValueError(
+                f"{few(rivals)}: more than one would be our {ours}. Give a dict without what is "
+                "not meant" + ("" if here else f", or key={taken!r} for what is under that name")
+            )
+        claimed[ours] = full
+        parts = [_tensor(*named[short][0]) for short in names]
+        try:
+            found.tensors[ours] = torch.cat([RESHAPES[reshape](part) for part in parts])
+        except (RuntimeError, IndexError):  # of another number of axes: named by the check
+            found.tensors[ours] = parts[0]
+
+    for row in layout.rows:
+        for i in range(depth if "{i}" in row.ours else 1):
+            names = [name.format(i=i) for name in row.theirs]
+            if all(name in named for name in names):
+                claim(row.ours.format(i=i), names, row.reshape)
+    used = {name for full in claimed.values() for name in full}
+    rest = [short for short, those in named.items() if those[0][0] not in used]
+    found.aside = [n for n in rest if n not in theirs or re.search(tables.EXTRAS, n)]
+    rest = [name for name in rest if name not in found.aside]
+    heads = [name for name in rest if re.match(tables.HEADS, name)]
+    weight = next((name for name in heads if name.endswith(".weight")), "")
+    if weight and theirs[weight].ndim == 2 and not {*heads} - {weight, weight[:-6] + "bias"}:
+        for name in heads:  # one linear layer by another name
+            claim("head." + name.rpartition(".")[2], [name], "as it is")
+        heads = []
+    elif "head.weight" not in claimed:
+        found.other_head, heads = heads, []
+    found.left_over = [n for n in rest if n in heads or not re.match(tables.HEADS, n)]
+    found.outside = not any(named[n][0][0].startswith(prefix) for n in found.left_over)
+    _fill(found)
+    lacking = [
+        f"{layout.names(ours)[0]} of {axes} axes"
+        for ours, axes in ESSENTIAL.items()
+        if ours not in found.tensors or found.tensors[ours].ndim != axes
+    ]
+    if lacking:
+        raise ValueError(
+            f"no ViT can be read off the weights ({found.format}) without {', '.join(lacking)}"
+        )
+    split = any(".attn.qkv." not in n for n in claimed.get("blocks.0.attn.qkv.weight", ()))
+    found.doubt = next((why for sure, why in (
+        (layout.name != "Hugging Face", "without config.json"),
+        (not prefix or prefix.endswith("/"), f"prefix {prefix!r}"),
+        (not found.aside, f"{few(found.aside)} beside them"),
+        (not any("qkv" in name for name in found.zeros), "no bias of q, k and v"),
+        (layout.name != "timm" or not split, "q, k and v apart"),
+        ("cls_token" in found.tensors, "no class token"),
+    ) if not sure), "")  # fmt: skip
+    return found
+
+
+def _fill(found):
+    """Zeros for layers without a bias anywhere; a head of another width than ours put apart."""
+    w = found.tensors
+    for general in tables.ZEROS:
+        names = [general.format(i=i) for i in range(found.depth if "{i}" in general else 1)]
+        matrices = [w.get(name.replace("bias", "weight")) for name in names]
+        if not any(name in w for name in names) and all(m is not None for m in matrices):
+            w |= {name: m.new_zeros(len(m)) for name, m in zip(names, matrices, strict=True)}
+            found.zeros += [n for name in names for n in found.layout.names(name)]
+    if "patch_embed.proj.weight" in w and "head.weight" in w:
+        width = len(w.get("pre_logits.0.weight", w["patch_embed.proj.weight"]))
+        if w["head.weight"].shape[1:] != (width,):
+            found.other_head = found.layout.names("head.weight")
+            del w["head.weight"]
+            w.pop("head.bias", None)
+
+
+def _believe(found, configs):
+    """What the shapes do not tell and the configs do, into found. ValueError if it is not so."""
+    said, w = tables.told(configs), found.tensors
+    D, C, P, _ = w["patch_embed.proj.weight"].shape
+    heads = [t.shape for n, t in found.theirs.items() if re.search("/query/(kernel|bias)$", n)]
+    shapes = {"embed_dim": D, "depth": found.depth}
+    shapes |= {"num_heads": heads[0][-2]} if heads and len(heads[0]) > 1 else {}
+    pool = "token" if "cls_token" in w else "avg"
+    for name, value in (shapes | {"global_pool": pool}).items():
+        if said.get(name, value) != value:
+            raise ValueError(
+                f"the config beside the weights says {name}={said[name]}, and by their names and "
+                f"shapes it is {value}: if that is another model's config, move it away from them"
+            )
+    arguments = ("num_heads", "norm_eps", "global_pool")
+    found.known = {n: v for n, v in (said | shapes).items() if n in arguments}
+    found.said = {*found.known, *said}
+    size = said.get("img_size", 0)
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    grid = tuple(int(side) // P for side in sides[-2:])
+    if len(w["pos_embed"][0]) - math.prod(grid) in (0, 1):
+        found.grid = grid
+    if C != 3:
+        half = found.normalisation is tables.HALF
+        found.normalisation = ((0.5,) * C,) * 2 if half else None
+    statistics = [said.get(name, ()) for name in ("mean", "std")]
+    if all(isinstance(one, list | tuple) and len(one) == C for one in statistics):
+        found.normalisation = tuple(map(tuple, statistics))
+    if found.format == "timm" and any(isinstance(c.get("vit"), str) for c in configs):
+        found.format = "helpers"
