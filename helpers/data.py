@@ -292,7 +292,7 @@ def _read_cifar10(places: list[Path]) -> tuple[Parts, tuple[str, ...]]:
     return parts, tuple(found.classes)
 
 
-ANEW = "Delete it and load again: what is missing is downloaded."
+ANEW = "Move it elsewhere, load again: what is missing is downloaded."
 
 # name: (reader, a mirror keeps the class)
 NAMED = {

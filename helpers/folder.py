@@ -293,7 +293,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     That is the first of 0..1, 0..255, 0..4095, 0..65535 which holds all of the picture's values,
     or else its own lowest and highest. NaN becomes black.
     """
-    values = np.asarray(image).astype(np.float64)
+    values, tags = np.asarray(image).astype(np.float64), getattr(image, "tag_v2", {})
+    if tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):  # Pillow wraps unsigned 32 bits
+        values %= 2**32
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
     top = next((top for top in TOPS if 0 <= low and high <= top), None)

@@ -7,7 +7,9 @@ import pickle
 import re
 import shutil
 import socket
+import tempfile
 import threading
+from dataclasses import replace
 from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,11 +18,14 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from helpers import data
 from helpers.data import Split, load
+from helpers.recipes import recipe
+from helpers.scale.streaming import load_streaming
 
 
 @pytest.fixture(autouse=True)
@@ -106,9 +111,76 @@ def test_shares_and_img_size():
     resized = load(img_size=12)
     assert resized.train.images.shape == (1293, 1, 12, 12)
     assert resized.mean == pytest.approx(load().mean, abs=0.01)
-    for wrong in (dict(test=1), dict(validation=-0.1), dict(img_size=0)):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
-            load(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [
+        (dict(img_size=0), dict(img_size=1)),
+        (dict(img_size=-8), dict(img_size=8)),
+        (dict(split_seed=-1), dict(split_seed=0)),
+        (dict(split_seed=10**20), dict(split_seed=4294967295)),
+        (dict(split_seed=0.5), dict(split_seed=1)),
+        (dict(validation=float("nan")), dict(validation=0)),
+        (dict(test=1.0), dict(test=0.99)),
+        (dict(test=-0.1), dict(test=0)),
+    ],
+)
+def test_the_advice_about_a_number_helps(wrong, right):
+    [name] = wrong
+    words = {"img_size": "a whole number, 1 or more", "split_seed": "0 to 4294967295"}
+    with pytest.raises(ValueError, match=f"{name} is .*it must be .*{words.get(name, 'below 1')}"):
+        load(**wrong)
+    load(**right)
+
+
+def test_a_data_set_knows_what_it_was_loaded_as_and_how_it_was_cut(mnist, tmp_path):
+    put(mnist, tmp_path / "MNIST" / "raw")
+    digits = load("Digits", split_seed=3, test=0.5)
+    assert digits.loaded_as == "digits"
+    assert digits.cut == {"split_seed": 3, "validation": 0.1, "test": 0.5}
+    whole = load("mnist", root=tmp_path, test=0.5)  # brings a test split of its own
+    assert whole.loaded_as == "mnist" and whole.cut == {"split_seed": 0, "validation": 0.1}
+    assert replace(digits, name="mine").loaded_as == "digits"
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist_png", "digits_photos", "cifar10", "Digits"])
+def test_a_folder_has_no_recipe_by_its_name(name, tmp_path):
+    random = np.random.default_rng(0)
+    for label in "0123456789ab"[: 3 if name == "mnist" else 2]:
+        (tmp_path / name / label).mkdir(parents=True)
+        for i in range(2):
+            pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / label / f"{i}.png")
+    own = load(tmp_path / name, img_size=32), load_streaming(tmp_path / name, img_size=32)
+    for photos in own:
+        assert (photos.name, photos.loaded_as) == (name, None)
+        for kind in ("small", "full"):
+            sizes, training = recipe(photos, kind)
+            assert (sizes["embed_dim"], sizes["depth"], training["epochs"]) == (128, 6, 50)
+        with pytest.raises(ValueError, match=f"published for {name}.*choose small or full"):
+            recipe(photos, "published")
+        assert recipe(replace(photos, loaded_as="cifar10"), "published")[0]["depth"] == 9
+
+
+def test_a_digest_stands_for_pixels_labels_and_order():
+    digits, other = load().train, load(split_seed=1).train
+    assert digits.digest() == load().train.digest() and len(digits.digest()) == 16
+    n, images, labels = len(digits), digits.images.clone(), digits.labels.clone()
+    images[-1, 0, 7, 7] ^= 1
+    labels[0] += 1
+    changed = [
+        Split(images, digits.labels),
+        Split(digits.images, labels),
+        Split(digits.images.flip(0), digits.labels.flip(0)),
+        Split(digits.images.view(n, 1, 4, 16), digits.labels),
+        Split(digits.images[1:], digits.labels[1:]),
+        Split(digits.images[:0], digits.labels[:0]),
+        other,
+    ]
+    assert len({split.digest() for split in [digits, *changed]}) == 8
+    strided = digits.images.transpose(2, 3).contiguous().transpose(2, 3)
+    assert Split(strided, digits.labels).digest() == digits.digest()
 
 
 def test_reader_gives_the_batches_asked_for():
@@ -232,7 +304,7 @@ def test_cifar10_equals_torchvisions_wherever_it_lies(cifar10, tmp_path, monkeyp
     assert files_in(data.DATA_FOLDER) == ["cifar-10-python.tar.gz"]
 
 
-def test_wrong_files_are_named_and_kept_and_not_unpickled(mnist, cifar10, tmp_path):
+def test_wrong_files_are_named_and_kept_and_not_unpickled(mnist, cifar10, tmp_path, monkeypatch):
     class Trap:
         def __reduce__(self):
             return Path.touch, (tmp_path / "sprung",)
@@ -242,9 +314,16 @@ def test_wrong_files_are_named_and_kept_and_not_unpickled(mnist, cifar10, tmp_pa
     put(cifar10[0] | {"test_batch": pickle.dumps(Trap())}, tmp_path / "cifar-10-batches-py")
     before = files_in(tmp_path)
     for name, message in [("mnist", label), ("cifar10", "cifar-10-batches-py")]:
-        with pytest.raises(ValueError, match=f"{message} is not .* published.*Delete it and load"):
+        with pytest.raises(
+            ValueError, match=f"{message} is not .* published.*Move it elsewhere, load"
+        ):
             load(name, root=tmp_path)
     assert files_in(tmp_path) == before
+    (tmp_path / "MNIST" / "raw" / label).rename(tmp_path / label)  # what the error says
+    (tmp_path / "cifar-10-batches-py").rename(tmp_path / "elsewhere")
+    network(monkeypatch, mnist | {"cifar-10-python.tar.gz": cifar10[1]})
+    assert sizes(load("mnist", root=tmp_path)) == [30, 10, 10]
+    assert sizes(load("cifar10", root=tmp_path)) == [90, 10, 20]
 
 
 @pytest.mark.parametrize("kind", [URLError, IncompleteRead, ConnectionResetError, RuntimeError])
@@ -258,6 +337,14 @@ def test_a_broken_download_is_a_connection_error(kind, mnist, tmp_path, monkeypa
     addresses = [mirror + "train-labels-idx1-ubyte.gz" for mirror in mirrors]
     for part in (*addresses, str(error), str(raw), 'load("digits") needs no network'):
         assert part in str(caught.value)
+    put(mnist, tmp_path / "shelf" / "MNIST" / "raw")  # as it says: by hand, or another root
+    assert sizes(load("mnist", root=tmp_path / "shelf")) == [30, 10, 10]
+    shutil.copytree(tmp_path / "shelf" / "MNIST", tmp_path / "copy" / "MNIST")
+    monkeypatch.setenv("VIT_DATA", str(tmp_path / "copy"))
+    assert sizes(load("mnist", root=tmp_path)) == [30, 10, 10]
+    monkeypatch.delenv("VIT_DATA")
+    shutil.rmtree(tmp_path / "shelf")
+    shutil.rmtree(tmp_path / "copy")
     assert files_in(tmp_path) == ["MNIST/raw/train-images-idx3-ubyte.gz"]
     network(monkeypatch, mnist, error, where=mirrors[0])
     assert sizes(load("mnist", root=tmp_path)) == [30, 10, 10]
@@ -279,6 +366,20 @@ def test_full_disk_or_interrupt_leaves_nothing(error, cifar10, tmp_path, monkeyp
     with pytest.raises(type(error), match=advice and "cannot be unpacked.*TMPDIR"):
         load("cifar10", root=tmp_path)
     assert files_in(tmp_path) == ["cifar-10-python.tar.gz"]
+    monkeypatch.setattr(data, "extract_archive", datasets.utils.extract_archive)
+    (tmp_path / "room").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "room"))  # what the error says
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert sizes(load("cifar10", root=tmp_path)) == [90, 10, 20]
+
+
+def test_a_root_that_cannot_be_written(mnist, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("I am no folder")
+    network(monkeypatch, mnist)
+    with pytest.raises(OSError, match="train-images.*cannot be written.*Pass as root a folder"):
+        load("mnist", root=tmp_path / "taken")
+    assert sizes(load("mnist", root=tmp_path / "free")) == [30, 10, 10]
+    assert load("digits", root=tmp_path / "taken").name == "digits"
 
 
 # The real download_url, from a server on this machine

@@ -1,12 +1,17 @@
 """helpers/folder.py, through helpers.data.load: pictures in folders, and an .npz of JPEG bytes."""
 
 import io
+import re
+import struct
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageColor
+from PIL.BmpImagePlugin import BmpImageFile
 from torchvision.datasets import ImageFolder
 
 from helpers import data as data_module
@@ -273,6 +278,18 @@ def test_too_few_images(tmp_path):
     assert sizes(photos) == [2, 2, 2]
 
 
+def test_the_advice_to_find_a_folder_helps(tmp_path):
+    root = plant(tmp_path / "my photos", "a 3, b 3")
+    for name, message, right in [
+        ("my fotos", "Did you mean 'my photos'", "my photos"),
+        ("digts", "Did you mean 'digits'", "digits"),
+        ("my photos/a/0.png", "0.png is a file. Give a folder with one sub-folder per", root),
+    ]:
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            load(name, root=tmp_path)
+        load(right, root=tmp_path, img_size=8)
+
+
 @pytest.mark.parametrize("move", [True, False])
 def test_a_class_whose_pictures_are_all_broken(move, tmp_path):
     """Repaired, it is there; moved elsewhere, the class is left out."""
@@ -364,6 +381,144 @@ def test_every_kind_of_picture_and_what_is_transparent_becomes_white():
         assert pixels[:, 4, 1].tolist() == [200, 10, 0] and pixels[:, 4, 6].tolist() == [255] * 3
 
 
+GREYS = [  # values, as kept in a file of this type, what they become, by which rule
+    ("uint16", "png", [0, 102 * 257, 65535, 300], [0, 102, 255, 1], "0..65535"),
+    ("uint16", "tiff", [0, 4095, 1000, 300], [0, 255, 62, 19], "0..4095"),
+    ("uint16", "png", [0, 255, 7, 3], [0, 255, 7, 3], "0..255"),
+    ("uint16", "png", [0, 1, 1, 0], [0, 255, 255, 0], "0..1"),
+    (">u2", "tiff", [0, 65535, 256, 257], [0, 255, 1, 1], "0..65535"),
+    ("int32", "tiff", [0, 65535, 514, 1], [0, 255, 2, 0], "0..65535"),
+    ("int32", "tiff", [0, 256, 200, 255], [0, 16, 12, 16], "0..4095"),
+    ("int32", "tiff", [-1000, 1000, 0, -1000], [0, 255, 128, 0], "lowest..highest"),
+    ("int32", "tiff", [0, 2**31 - 1, 2**30, 65536], [0, 255, 128, 0], "lowest..highest"),
+    ("uint32", "tiff", [0, 2**32 - 1, 2**31, 65536], [0, 255, 128, 0], "lowest..highest"),
+    ("float32", "tiff", [0, 1, 0.5, 0.2], [0, 255, 128, 51], "0..1"),
+    ("float32", "tiff", [0, 255, 127.6, 9], [0, 255, 128, 9], "0..255"),
+    ("float32", "tiff", [-3e38, 3e38, 0, 3e38], [0, 255, 128, 255], "lowest..highest"),
+    ("float32", "tiff", [np.nan, np.inf, 0.2, -np.inf], [0, 255, 51, 0], "0..1"),
+    ("float32", "tiff", [np.nan, -2, 2, -2], [0, 0, 255, 0], "lowest..highest"),
+]
+
+
+def save_grey(path, values, kind):
+    """A 16 x 16 picture, a quarter of each value."""
+    array = np.array(values).astype(kind).reshape(2, 2).repeat(8, 0).repeat(8, 1)
+    if kind == "uint32":  # for which Pillow has no mode
+        Image.fromarray(array.view(np.int32)).save(path)
+        signed, unsigned = (struct.pack("<HHIH", 339, 3, 1, form) for form in (2, 1))
+        path.write_bytes(path.read_bytes().replace(signed, unsigned))
+    elif kind == ">u2":
+        Image.frombytes("I;16B", (16, 16), array.tobytes()).save(path)
+    else:
+        Image.fromarray(array).save(path)
+
+
+@pytest.mark.parametrize("kind, ending, values, expected, rule", GREYS)
+@pytest.mark.filterwarnings("error")
+def test_grey_beyond_8_bits(kind, ending, values, expected, rule, tmp_path, capsys):
+    """By the first range that holds all values, never wrapped, never silently black; and said."""
+    two_classes(tmp_path, n=2)
+    name = tmp_path / "red" / f"grey.{ending}"
+    save_grey(name, values, kind)
+    with Image.open(name) as image:
+        assert image.mode[0] in "IF"
+        found = folder.pixels(image, None)[:, ::8, ::8]
+    assert found.reshape(3, 4).tolist() == [expected] * 3
+    both(tmp_path, validation=0, test=0)
+    first, second = capsys.readouterr().err.splitlines()
+    line = f"of grey beyond 8 bits: {rule} became black..white ({name})"
+    assert (first, second) == (f"1 pictures {line}", f"1 pictures of 5 that were measured {line}")
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "jpg"])
+def test_a_picture_with_broken_exif_is_a_picture(ending, tmp_path, capsys):
+    root = two_classes(tmp_path, n=2)
+    tags = (b"garbage", b"Exif\0\0MM\0*\0\0\0\x08\0\x05", b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    image = Image.open(root / "red" / "00.png").copy()
+    for i, exif in enumerate(tags):
+        image.save(root / "red" / f"x{i}.{ending}", exif=exif, quality=95)
+    with pytest.warns(UserWarning):  # Pillow's own
+        data = load(root, img_size=16, validation=0, test=0, strict=True)
+    broken = data.train.images[data.train.labels == 1][2:].float()
+    upright = torch.from_numpy(folder.pixels(image, 16)).float()
+    assert len(broken) == 3 and (broken - upright).abs().mean() < 6
+    assert "picture" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def heif(monkeypatch):
+    """A stand-in for pillow-heif, which reads a BMP behind the twelve bytes of a HEIC."""
+
+    class Reader(BmpImageFile):
+        format = "FAKE"
+
+        def _open(self):
+            self.fp = io.BytesIO(self.fp.read()[12:])
+            super()._open()
+
+    def register():
+        Image.register_open("FAKE", Reader, lambda head: head[4:12] == b"ftypheic")
+
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+
+
+def save_heic(path, brand=b"heic", shade=90):
+    bmp = io.BytesIO()
+    draw(path, (shade, 0, 200))
+    Image.open(path).save(bmp, "BMP")
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bmp.getvalue())
+
+
+@pytest.fixture
+def phone(tmp_path, monkeypatch):
+    """A folder with HEIC under any name, as phones and chats leave it."""
+    two_classes(tmp_path, n=2)
+    for name in ("a.png", "b.jpg"):
+        save_heic(tmp_path / "red" / name)
+    (tmp_path / "red" / "a.png").rename(tmp_path / "red" / "A.HEIC")
+    return tmp_path
+
+
+def test_heic_is_read_where_its_reader_is_installed(phone, heif, capsys):
+    data = both(phone, validation=0, test=0)
+    assert data.train.labels.tolist() == [0, 0, 1, 1, 1, 1] and said(capsys) == []
+    assert folder.pixels(folder.open_picture(phone / "red" / "A.HEIC"), 8)[0, 6, 4] == 90
+
+
+def test_heic_and_avif_are_named_with_what_to_install(phone, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
+    save_heic(phone / "red" / "c.png", b"avif")
+    save_heic(phone / "red" / "film.png", b"isom")
+    assert len(load(phone, img_size=8, validation=0, test=0).train) == 4
+    lines = capsys.readouterr().err.splitlines()
+    for name, what in [
+        ("A.HEIC", "HEIC: pip install pillow-heif"),
+        ("b.jpg", "HEIC: pip install pillow-heif"),
+        ("c.png", "AVIF.*pip install -U pillow"),
+        ("film.png", "cannot identify"),
+    ]:
+        assert any(re.search(f"skipped.*{name} .{what}", line) for line in lines)
+    with pytest.raises(ValueError, match="A.HEIC is not a whole picture .HEIC: pip install"):
+        load_streaming(phone, img_size=8, validation=0, test=0)
+
+
+def test_pictures_in_one_colour_are_counted_and_named(tmp_path, capsys):
+    """White lines on transparent ground, say, which white ground hides."""
+    two_classes(tmp_path, n=2)
+    drawing = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    drawing.paste((255, 255, 255, 255), (4, 4, 8, 8))
+    for name in "vwxyz":
+        drawing.save(tmp_path / "red" / f"{name}.png")
+    both(tmp_path, validation=0, test=0)
+    names = ", ".join(str(tmp_path / "red" / f"{name}.png") for name in "vwx")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"5 pictures came out in one single colour ({names} and 2 more)"
+    assert lines[1] == f"5 pictures of 9 that were measured came {lines[0].split(' came ')[1]}"
+
+
 @pytest.mark.parametrize("size", [(120, 40), (4, 12), (4000, 1333)])
 def test_shorter_side_fitted_and_centre_cut(size, tmp_path):
     """Three equal bands along the long side: only the middle one is left."""
@@ -415,13 +570,37 @@ def test_npz(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(is_test=None), "lacks is_test"),
-        (dict(class_names=np.array(["sea", None], dtype=object)), "not a whole .npz"),
-        (dict(class_names=np.array(["sea"])), "labels 0 to 1 and 1 class names"),
-        (dict(labels=np.zeros(40, dtype=np.uint8)), "pictures of sea, and telling apart needs two"),
-        (dict(offsets=np.zeros(41, dtype=int), data=np.zeros(0, np.uint8)), "picture 0"),
+        (dict(is_test=None), "lacks is_test. It needs the keys data, offsets, labels, is_test, cl"),
+        (dict(is_test=np.zeros(39, dtype=bool)), "40 labels, 39 is_test, 41 offsets.*needs n, n"),
+        (dict(labels=np.zeros(41, dtype=np.uint8)), "41 labels, 40 is_test, 41 offsets"),
+        (dict(offsets=np.arange(40)), "40 labels, 40 is_test, 40 offsets"),
+        (dict(data=np.zeros(9, np.uint8)), "and 9 bytes. It needs.*the last offset equal"),
+        (
+            dict(labels=np.zeros(0, int), is_test=np.zeros(0, bool), offsets=np.zeros(1, int),
+                 data=np.zeros(0, np.uint8)),
+            "n at least 1",
+        ),
+        (dict(class_names=np.array(["sea", None], dtype=object)), "not a whole .npz.*Fetch it"),
+        (dict(class_names=np.array(["sea"])), "labels 0 to 1 and 1 class names. Give.*more names"),
+        (dict(labels=np.arange(40) - 1), "labels -1 to 38 and 2 class names. Give labels in 0 to"),
+        (dict(labels=np.zeros(40, dtype=np.uint8)), "pictures of sea.* add pictures of another"),
+        (dict(is_test=np.ones(40, dtype=bool)), "no picture of sea, sun is left.*Put some into tr"),
+        (dict(offsets=np.zeros(41, dtype=int), data=np.zeros(0, np.uint8)), "picture 0.*without"),
+        (dict(sizes=((24, 16), (16, 24))), "2 sizes. Pass img_size"),
     ],
-)
+)  # fmt: skip
 def test_npz_that_is_wrong(changes, message, tmp_path):
+    """What an error asks for is what save_npz writes: then it is read."""
     with pytest.raises(ValueError, match=message):
         load(save_npz(tmp_path / "sky.npz", **changes))
+    sky = load(
+        save_npz(tmp_path / "sky.npz", **(changes if "sizes" in changes else {})), img_size=9
+    )
+    assert sizes(sky) == [27, 3, 10]
+
+
+def test_npz_with_a_name_too_many(tmp_path, capsys):
+    data = load(save_npz(tmp_path / "sky.npz", class_names=np.array(["sea", "moon", "sun"]),
+                         labels=np.arange(40, dtype=np.uint8) % 2 * 2))  # fmt: skip
+    assert data.classes == ("sea", "sun") and set(data.test.labels.tolist()) == {0, 1}
+    assert "left out, for it has no picture: moon" in capsys.readouterr().err

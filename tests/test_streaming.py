@@ -3,6 +3,7 @@
 import multiprocessing
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,10 +227,82 @@ def test_a_broken_picture_is_named_at_its_batch(tmp_path):
         read = data.train.reader(CPU, crop=0.08, workers=workers)
         batches = read(in_batches(range(20), 4), 0)
         assert len(next(batches)[0]) == 4
-        with pytest.raises(ValueError, match="not a whole picture.*Repair or remove") as caught:
+        with pytest.raises(ValueError, match="not a whole picture.*Repair it or move it") as caught:
             next(batches)
         assert str(bad) in str(caught.value) and "Traceback" not in str(caught.value)
         assert len(together(read(in_batches(range(6, 20), 4), 0))[0]) == 14  # it reads on
+
+
+@pytest.mark.parametrize("what, workers", [("picture", 0), ("folder", 1), ("link", 0)])
+def test_what_has_vanished_is_named_at_its_batch(what, workers, tmp_path):
+    root, options = photographs(tmp_path / "photos"), dict(img_size=S, validation=0, test=0)
+    (root / "dog" / "04.jpg").rename(tmp_path / "beside.jpg")
+    (root / "dog" / "04.jpg").symlink_to(tmp_path / "beside.jpg")
+    data = load_streaming(root, **options)
+    gone = {"picture": root / "dog/03.jpg", "folder": root / "dog", "link": tmp_path / "beside.jpg"}
+    gone[what].rename(tmp_path / "away")
+    batches = data.train.reader(CPU, workers=workers)(in_batches(range(20), 10))
+    assert len(next(batches)[0]) == 10
+    with pytest.raises(ValueError, match=f"{root / 'dog'}.*Put it back, or.*link.*load the fold"):
+        next(batches)
+    if what == "link":
+        (root / "dog" / "04.jpg").unlink()
+    left = {"picture": 19, "folder": None, "link": 19}[what]
+    if left is None:
+        (tmp_path / "away").rename(gone[what])
+    again = load_streaming(root, **options).train
+    assert len(images(again, range(len(again)))) == (left or 20)
+
+
+def test_what_is_transparent_becomes_white_where_pictures_are_streamed(tmp_path):
+    picture = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    picture.paste((200, 10, 0, 255), (0, 0, 16, 32))
+    picture.save(tmp_path / "half.png")
+    one = FileSplit((tmp_path / "half.png",), torch.tensor([0]), S)
+    for options in ({}, {"crop": 1.0}):
+        [image] = images(one, [0], **options)
+        assert image[:, 2, 2].tolist() == [200, 10, 0] and image[:, 2, -3].tolist() == [255] * 3
+
+
+def test_a_digest_stands_for_names_labels_and_size_wherever_the_folder_lies(tmp_path):
+    first = load_streaming(photographs(tmp_path / "photos"), img_size=S)
+    digests = [split.digest() for split in (first.train, first.validation, first.test)]
+    assert len(set(digests)) == 3 and {len(digest) for digest in digests} == {16}
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    moved = load_streaming(tmp_path / "moved", img_size=S)
+    assert [split.digest() for split in (moved.train, moved.validation, moved.test)] == digests
+    train, paths = moved.train, list(moved.train.paths)
+    renamed = paths[0].with_name("another.jpg")
+    for changed in (
+        replace(train, img_size=S + 1),
+        replace(train, labels=1 - train.labels),
+        replace(train, paths=(renamed, *paths[1:])),
+        replace(train, paths=tuple(paths[::-1])),
+        load_streaming(tmp_path / "moved", img_size=S, split_seed=1).train,
+        FileSplit((), torch.zeros(0, dtype=torch.int64), S),
+    ):
+        assert changed.digest() not in digests
+
+
+def test_the_advice_of_errors_helps(tmp_path, monkeypatch, capsys):
+    root, options = photographs(tmp_path / "photos"), dict(img_size=S, validation=0, test=0)
+    with pytest.raises(ValueError, match="use helpers.data.load, without streaming.*./digits"):
+        load_streaming("digits")
+    assert load("digits").loaded_as == "digits"
+    photographs(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert load_streaming("./digits", **options).loaded_as is None
+    bad = [root / "cat" / "03.jpg", root / "dog" / "04.jpg"]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:99])
+    with pytest.raises(ValueError, match="03.jpg.*move it elsewhere.*load.folder, img_size=8"):
+        load_streaming(root, **options)
+    load(root, img_size=8)  # names them all, as the error says
+    errors = capsys.readouterr().err
+    assert all(str(path) in errors for path in bad)
+    for path in bad:
+        path.rename(tmp_path / path.name)
+    assert len(load_streaming(root, **options).train) == 18
 
 
 def test_workers_where_there_is_no_file_to_import(split):

@@ -241,8 +241,13 @@ def _opened(path, function):
     try:
         with open_picture(path) as image:
             return function(image)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} is not there. Put it back, or take away a link that leads nowhere, and load "
+            "the folder again."
+        ) from error
     except Exception as error:  # a broken file makes a decoder raise nearly anything
         raise ValueError(
-            f"{path} is not a whole picture ({error}). Repair or remove it. To have all such files "
-            "of a folder named at once: helpers.data.load(folder, img_size=8)"
+            f"{path} is not a whole picture ({error}). Repair it or move it elsewhere. To have all "
+            "such files of a folder named at once: helpers.data.load(folder, img_size=8)"
         ) from error
