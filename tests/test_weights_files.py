@@ -280,6 +280,11 @@ def test_hugging_faces_names(new):
     assert report.aside == ("pooler.dense.weight", "pooler.dense.bias")
     same_logits(built, peer)
     assert model_from(state, num_heads=5)[0].norm.eps == 1e-12  # ViTConfig's own
+    large = ours(img_size=32)
+    assert load_pretrained(large, state).resized == ((6, 6), (8, 8))
+    grid = peer.pos_embed[:, 1:].unflatten(1, (6, 6)).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid.detach(), (8, 8), mode="bicubic", align_corners=False)
+    close(large.pos_embed[:, 1:], grid.flatten(2).transpose(1, 2), check_dtype=False)
     state["vit.embeddings.mask_token"] = torch.ones(1, 1, 40)
     refused("mask_token is masked-image", load_pretrained, ours(), state)
 
@@ -310,7 +315,9 @@ def test_hugging_faces_folder(tmp_path, kind):
         assert report == Report("Hugging Face", None, "kept", ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
         said = {name for name, origin in report.facts.items() if origin == "in the file"}
         assert said == {"num_heads", "norm_eps", "activation"}
-    refused("norm_eps is 1e-05 there and 1e-06 here", load_pretrained, ours(), folder)
+    text = refused("norm_eps is 1e-05 there and 1e-06 here", load_pretrained, ours(), folder)
+    advised = eval(text.split("the weights of ")[-1], {"VisionTransformer": VisionTransformer})
+    assert load_pretrained(advised, folder) == report
     if kind == "parts":
         (folder / "model-00002-of-00002.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match="parts .* not beside it: model-00002-of-00002"):
@@ -341,6 +348,7 @@ def test_folders_and_configs_that_do_not_help(tmp_path):
     ("activation", "GELU(approximate='tanh')", "another activation"),
     ("global_pool", "map", "another pooling"),
     ("global_pool", "avg", "by their names and shapes it is token"),
+    ("quick_gelu", True, "another activation"),
     ("use_mean_pooling", True, "a mean of the patches"),
     ("norm_first", False, "norms after"),
     ("normalize_before", False, "norms after"),
@@ -641,7 +649,17 @@ def test_what_is_no_weight_is_left_aside_by_name():
     same_logits(model, peer)
     averaged = torch.optim.swa_utils.AveragedModel(peer)
     assert load_pretrained(model, averaged.state_dict()).aside == ("n_averaged",)
-    refused("left over: mean", load_pretrained, model, peer.state_dict() | {"mean": torch.ones(3)})
+    for more in ({"mean": torch.ones(3)}, {"turns": torch.ones(3, dtype=torch.complex64)}):
+        refused(f"left over: {[*more][0]}", load_pretrained, model, peer.state_dict() | more)
+
+
+def test_torchs_own_wrappers_inside_the_names():
+    peer, model = of_timm(), ours()
+    state = {re.sub(r"(blocks\.\d\.)", r"\1_orig_mod.", n): w for n, w in peer.state_dict().items()}
+    load_pretrained(model, state)
+    same_state(model.state_dict(), peer.state_dict())
+    refused("are both norm.bias", load_pretrained, model,
+            {"_orig_mod.norm.bias": torch.ones(40)} | state)  # fmt: skip
 
 
 # Our own checkpoints

@@ -56,9 +56,10 @@ def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=N
     Face writes it), a dict of tensors, or a member of one of torchvision's weight enums, which
     alone may download. key: which of several sets in it, as "model_ema" or "state_dict.teacher".
     Positions are resized to the model's grid as the source's library does it, or as interpolation
-    says: "official", "torchvision" or "timm"; grid is the (rows, columns) of the source's, where
-    their number leaves it open. With another number of classes, or new_head=True, the whole head of
-    the source is dropped and a linear layer of zeros takes its place (section 3.2 of the paper).
+    says: "official", "torchvision", "timm" or "Hugging Face"; grid is the (rows, columns) of the
+    source's, where their number leaves it open. With another number of classes, or new_head=True,
+    the whole head of the source is dropped and a linear layer of zeros takes its place (section 3.2
+    of the paper).
 
     FileNotFoundError, TypeError for another kind of source, ValueError for a file that is damaged,
     of an unknown layout or of another architecture, and for weights that do not fit. A warning for
@@ -80,7 +81,7 @@ def model_from(source, *, interpolation=None, grid=None, key=None, **changes):
     found = read(source, grid, key)
     settings = _arguments(found)
     changes = {name: value for name, value in changes.items() if value is not None}
-    if found.other_head and "num_classes" not in changes:
+    if found.other_head and not found.left_over and "num_classes" not in changes:
         raise ValueError(f"{_other_head(found)}: give num_classes for a new head, 0 for none")
     if changes.get("num_classes", settings["num_classes"]) != settings["num_classes"]:
         settings["representation_size"] = None
@@ -123,8 +124,8 @@ def _load(model, found, new_head, interpolation, told):
         )
     missing = model.num_prefix_tokens - class_rows  # a class token without a position gets zeros
     positions = F.pad(weights["pos_embed"], (0, 0, missing, 0))
-    ways = {"timm": "timm", "DeiT": "timm", "torchvision": "torchvision"}
-    how = interpolation or ways.get(found.format, "official")
+    own = {"DeiT": "timm"}.get(found.format, found.format)
+    how = interpolation or (own if own in INTERPOLATIONS else "official")
     weights["pos_embed"] = resize_positions(positions, old, new, how)
     model.load_state_dict(weights)
     loaded = model.state_dict().items()
@@ -182,7 +183,8 @@ def resize_positions(pos_embed, old_grid, new_grid, interpolation="official"):
     """Positions (1, N, D) or (1, N+1, D) of one grid -> those of another, in 2-D (section 3.2).
 
     Grids are (rows, columns). A class row, the first, is set aside and put back. interpolation:
-    "official", "torchvision" or "timm". ValueError for another one, or if the rows do not fit.
+    "official", "torchvision", "timm" or "Hugging Face". ValueError for another one, or if the rows
+    do not fit.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
@@ -316,6 +318,8 @@ def _advice(model, found, new_head):
     advice = "\n"
     if found.other_head and here["num_classes"]:
         advice += "Give new_head=True for a head of zeros in its place. "
+    if found.left_over and not found.loose:
+        return ""
     if found.left_over:
         advice += f"If the model answers without {few(found.left_over)}, give a dict without. "
         advice += f"key={found.taken!r} reads only what is under that name. " * found.outside

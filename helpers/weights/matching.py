@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torchvision.models import WeightsEnum
 
-from helpers.weights import names as tables
+import helpers.weights.names as tables
 from helpers.weights.files import few, opened
 from helpers.weights.names import LAYOUTS, RESHAPES, Layout
 
@@ -30,8 +30,9 @@ class Source:
     has; other_head: those of a head that is not one linear layer. known: arguments of
     VisionTransformer that shapes do not tell; said: the facts that the file tells. grid: (rows,
     columns) of the positions, if the source says so. doubt: why the names are not quite those of
-    the table's library, "" if they are. outside: whether the left over stand outside the prefix,
-    so that key leaves them alone. The rest: see helpers.weights.Report.
+    the table's library, "" if they are. loose: whether all
+    that is left over stands outside the blocks; outside: outside the prefix, so that key leaves it.
+    The rest: see helpers.weights.Report.
     """
 
     layout: Layout
@@ -50,6 +51,7 @@ class Source:
     said: set = field(default_factory=set)
     grid: tuple | None = None
     doubt: str = ""
+    loose: bool = True
     outside: bool = False
 
 
@@ -98,10 +100,17 @@ def read(source, grid=None, key=None):
 
 def _dicts(weights, path=""):
     """Every dict in a checkpoint by its path, ("", ...), ("model", ...), without those in it."""
-    yield path, {str(n): value for n, value in weights.items() if not isinstance(value, Mapping)}
+    own = {}
     for name, value in weights.items():
         if isinstance(value, Mapping):
             yield from _dicts(value, f"{path}.{name}".lstrip("."))
+        elif (short := re.sub(tables.WRAPPED, "", str(name))) in own:
+            raise ValueError(
+                f"{name} and another are both {short}: give a dict without one of them"
+            )
+        else:
+            own[short] = value
+    yield path, own
 
 
 def _candidates(dicts):
@@ -129,7 +138,7 @@ def _chosen(dicts, key):
             "no layout known here (timm, DeiT, torchvision, official .npz, Hugging Face): a patch "
             f"embedding and positions by none of their names, but {few(names) or 'nothing'}"
         )
-    keys, inside = [one.key for one in every], every
+    keys, inside = [one.key or '"" (the outermost)' for one in every], every
     if key is not None:
         key = key.replace("/", ".").strip(".")
         inside = [one for one in every if one.key == key]
@@ -144,7 +153,7 @@ def _chosen(dicts, key):
         if len(rest := [one for one in inside if usual(one)]) == 1:
             break
     else:
-        asked = few([one.key or '"", the outermost' for one in inside])
+        asked = few([key for key, one in zip(keys, every, strict=True) if one in inside])
         raise ValueError(f"several sets of weights: {asked}. Choose one by key=")
     (one,) = rest
     inner = (key or "")[len(one.path) :].strip(".")  # told to look under this prefix alone
@@ -156,7 +165,7 @@ def _chosen(dicts, key):
         for name, value in dicts[one.path].items()
         if name.startswith(scope) and not name.startswith(others)
     }
-    return one.layout, one.prefix, own, one.key, tuple(k for k in keys if k != one.key)
+    return one.layout, one.prefix, own, one.key, tuple(o.key for o in every if o != one)
 
 
 def _without(prefix, weights):
@@ -184,8 +193,9 @@ def _without(prefix, weights):
 def _is_weight(value):
     """Whether a value is an array of floating-point numbers, and more than a scalar."""
     if isinstance(value, np.ndarray):
-        return value.ndim > 0 and (value.dtype.kind == "f" or value.dtype == "V2")
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 0
+        return value.ndim > 0 and (value.dtype.kind in "fc" or value.dtype == "V2")
+    floats = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+    return floats and value.ndim > 0
 
 
 def _tensor(name, value):
@@ -250,7 +260,13 @@ def _converted(layout, prefix, own, taken, left):
     elif "head.weight" not in claimed:
         found.other_head, heads = heads, []
     found.left_over = [n for n in rest if n in heads or not re.match(tables.HEADS, n)]
+    found.loose = not any(n.startswith(start) for n in found.left_over)
     found.outside = not any(named[n][0][0].startswith(prefix) for n in found.left_over)
+    body = found.tensors.get("pre_logits.0.weight", found.tensors.get("patch_embed.proj.weight"))
+    head = found.tensors.get("head.weight")
+    if body is not None and head is not None and head.shape[1:] != body.shape[:1]:
+        found.other_head = claimed["head.weight"] + claimed.get("head.bias", [])
+        found.tensors = {n: w for n, w in found.tensors.items() if not n.startswith("head.")}
     _fill(found)
     lacking = [
         f"{layout.names(ours)[0]} of {axes} axes"
@@ -274,7 +290,7 @@ def _converted(layout, prefix, own, taken, left):
 
 
 def _fill(found):
-    """Zeros for layers without a bias anywhere; a head of another width than ours put apart."""
+    """Zeros for layers without a bias, in whatever block."""
     w = found.tensors
     for general in tables.ZEROS:
         names = [general.format(i=i) for i in range(found.depth if "{i}" in general else 1)]
@@ -282,12 +298,6 @@ def _fill(found):
         if not any(name in w for name in names) and all(m is not None for m in matrices):
             w |= {name: m.new_zeros(len(m)) for name, m in zip(names, matrices, strict=True)}
             found.zeros += [n for name in names for n in found.layout.names(name)]
-    if "patch_embed.proj.weight" in w and "head.weight" in w:
-        width = len(w.get("pre_logits.0.weight", w["patch_embed.proj.weight"]))
-        if w["head.weight"].shape[1:] != (width,):
-            found.other_head = found.layout.names("head.weight")
-            del w["head.weight"]
-            w.pop("head.bias", None)
 
 
 def _believe(found, configs):

@@ -163,6 +163,8 @@ LAYOUTS = (
 AVERAGED = r"(^|[._])(ema|swa|averaged?|avg|shadow|momentum)([._]|$)"
 USUAL = r"((state_dict|model|model_state_dict|weights|module|_orig_mod|params|opt\.target)(\.|$))*"
 
+WRAPPED = r"(?<![^.])_(orig_mod|checkpoint_wrapped_module|fsdp_wrapped_module)\."  # torch's own
+
 # A classifier by another name than the table's: read if it is one linear layer.
 HEADS = r"(heads?|fc|classifier|(last_)?linear|(mlp|cls|class|classification)_head|out|output)\."
 
@@ -191,8 +193,10 @@ CONFIG_PARTS = ("vit", "model", "model_args", "pretrained_cfg", "vision_config",
 # expression | what the others are.
 CONFIG_FACTS = (
     ("activation", r"hidden_act(ivation)?|act_layer|activation(_function|_fn)?",
-     r"((torch\.)?nn\.)?gelu(_python|_erf|_exact)?(\((approximate='none')?\))?",
+     r"(<class ')?((torch\.)?nn\.)?(modules\.activation\.)?gelu(_python|_erf|_exact)?('>)?"
+     r"(\((approximate='none')?\))?",
      "another activation than the exact GELU"),
+    ("activation", "(use_)?quick_gelu", "false", "another activation than the exact GELU"),
     ("norm_order", r"norm_first|normalize_before|do_layer_norm_before", "true", "norms after"),
     ("norm_order", r"(use_|res_)?post_norm", "false", "norms after"),
     ("norm_order", r"(layer)?norm_(order|position|style)", "pre.*|before", "norms after"),
@@ -215,6 +219,7 @@ INTERPOLATIONS = {
     "official": dict(mode="bilinear", align_corners=True),
     "torchvision": dict(mode="bicubic", align_corners=True),
     "timm": dict(mode="bicubic", antialias=True),
+    "Hugging Face": dict(mode="bicubic"),
 }
 
 # A name that shows that a file's model computes something else: searched for as a regular
@@ -270,6 +275,8 @@ def told(configs):
                 said[fact] = value
         if name in words and (name in PAIRS or isinstance(value, int | float)):
             said.setdefault(words[name], value)
+    if flat.get("do_normalize") is False:
+        said = {name: value for name, value in said.items() if name not in ("mean", "std")}
     if "global_pool" in said:
         said["global_pool"] = POOLS[str(said["global_pool"]).lower()]
     return said
