@@ -43,8 +43,8 @@ def check_writable(path):
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EEXIST, "a folder or a device is there")
 
 
 @contextmanager

@@ -208,6 +208,8 @@ def main():
                     signal.SIGTERM, lambda *_: sys.exit(f"error: {stopped(why, args.run_dir)}")
                 )
             sys.exit(run(args))
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped before or after training\n")
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         parser.exit(1, f"error: {error}\n")
     except RuntimeError:

@@ -213,7 +213,7 @@ def test_another_run_is_refused_with_the_first_difference_and_nothing_overwritte
         (tiny_vit(embed_dim=24), few, again, "architecture: embed_dim is 16 in its state and 24"),
         (tiny_vit(depth=3, mlp_ratio=2.0), few, again, "depth is 1 in its state and 3 now"),
         (tiny_vit(), few, replace(again, lr=1e-4), "settings: lr is 0.003 in its"),
-        (tiny_vit(), fewer, again, "another data: train images is 100 in its state and 90 now"),
+        (tiny_vit(), fewer, again, "differs in data: train images is 100 in its state and 90 now"),
         (tiny_vit(), few, config, "holds a run, up to state-00001.pt"),
         (tiny_vit(), few, whole(resume=True), "resume needs a run_dir"),
     ):
@@ -233,7 +233,7 @@ def test_a_run_goes_on_with_the_very_same_data_alone(few, tmp_path):
     swapped = replace(data, train=Split(data.train.images, data.train.labels.flip(0)))
     for another, message in (
         (load(own, img_size=8, split_seed=1), "split_seed is 0 in its state and 1 now"),
-        (load(own, img_size=8, test=0.3), "another data: "),
+        (load(own, img_size=8, test=0.3), "test is 0.2 in its state and 0.3 now"),
         (load(other, img_size=8), "digest of train is"),
         (load_streaming(own, img_size=8), "streamed is False in its state and True now"),
         (replace(data, flip=False), "flip is True in its state and False now"),

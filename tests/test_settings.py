@@ -175,7 +175,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(few, tmp_path
     """A file where the folder should be, a folder where the file should be."""
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for words in (("--run-dir", tmp_path / "file"), ("--run-dir", tmp_path / "file" / "below"),
-                  ("--json", tmp_path / "file" / "x.json"), ("--json", tmp_path)):  # fmt: skip
+                  ("--json", tmp_path / "file" / "x.json"), ("--json", tmp_path),
+                  ("--json", os.devnull)):  # fmt: skip
         assert command("--epochs", 1, "--depth", 1, *words) == 1
         out, err = capsys.readouterr()
         assert "epoch" not in out and "cannot be written" in err and len(err.splitlines()) == 1

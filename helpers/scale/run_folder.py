@@ -176,11 +176,11 @@ def description(data):
     return {
         "name": data.name,
         "classes": list(data.classes),
-        **{f"{name} images": len(split) for name, split in parts.items()},
         "image_shape": list(data.train.image_shape),
         "streamed": not isinstance(data.train, Split),
         "flip": data.flip,
         **data.cut,
+        **{f"{name} images": len(split) for name, split in parts.items()},
         **{f"digest of {name}": split.digest() for name, split in parts.items()},
         "mean": list(data.mean),
         "std": list(data.std),

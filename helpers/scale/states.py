@@ -110,6 +110,6 @@ def first_difference(saved, now, what):
         there, here = (json.loads(json.dumps(d.get(name))) for d in (saved, now))
         if there != here:
             raise ValueError(
-                f"the run that would be resumed has another {what}: {name} is {there} in its "
-                f"state and {here} now. Give the same {what}, or start anew in another run_dir"
+                f"the run that would be resumed differs in {what}: {name} is {there} in its state "
+                f"and {here} now. Give the same {what}, or start anew in another run_dir"
             )
