@@ -58,11 +58,8 @@ class Split:
         return digest_of(self.images, self.labels)
 
     def reader(self, device: torch.device, **_) -> Callable:
-        """read(numbers): uint8 images (b, C, H, W) and labels (b,) on device, batch by batch.
-
-        numbers: a list of tensors of numbers into this split. Everything moves to device once.
-        """
-        images, labels = self.images.to(device), self.labels.to(device)
+        """read([numbers, ...]): for each, uint8 images (b, C, H, W) and labels (b,) on device."""
+        images, labels = self.images.to(device), self.labels.to(device)  # once
 
         def read(numbers, seed=None):
             sizes = [len(batch) for batch in numbers]
@@ -144,9 +141,6 @@ def load(
                      loaded_as=loaded_as, cut=cut)  # fmt: skip
 
 
-# Splits and statistics
-
-
 def check_numbers(img_size, **others) -> None:
     """ValueError for arguments of load that make no sense."""
     seed = "a whole number, 0 to 4294967295", lambda n: 0 <= n < 2**32 and n == int(n)
@@ -208,8 +202,7 @@ def _cut(images, labels, classes, share: float, seed: int):
         take = take.clip(np.minimum(1, counts - 1), counts - 1)
         random = np.random.RandomState(seed)  # its numbers never change with numpy's version
         for label, k in enumerate(take):
-            members = np.flatnonzero(labels.numpy() == label)
-            aside[random.permutation(members)[:k]] = True
+            aside[random.permutation(np.flatnonzero(labels.numpy() == label))[:k]] = True
     return (images[~aside], labels[~aside]), (images[aside], labels[aside])
 
 
@@ -224,19 +217,17 @@ def digest_of(*tensors: torch.Tensor) -> str:
 def mean_and_std(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per channel, on the 0..1 scale, from counts of the 256 values: the same on any machine."""
     values = torch.arange(256, dtype=torch.float64) / 255
-    means, stds = [], []
+    found = []
     for channel in images.unbind(1):
         share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
         mean = (share * values).sum()
         std = (share * (values - mean) ** 2).sum().sqrt().item()
-        means.append(mean.item())
-        stds.append(std if std > 1e-6 else 1.0)
-    return tuple(means), tuple(stds)
+        found.append((mean.item(), std if std > 1e-6 else 1.0))
+    return tuple(zip(*found, strict=True))
 
 
 def _resized(images: torch.Tensor, img_size: int) -> torch.Tensor:
-    side = [img_size, img_size]
-    return torch.cat([resize(chunk, side, antialias=True) for chunk in images.split(1000)])
+    return torch.cat([resize(x, [img_size] * 2, antialias=True) for x in images.split(1000)])
 
 
 # Data sets by name: each reader takes the folders to look in, root first
@@ -341,10 +332,9 @@ def _published(file: str, md5: str, urls: list[str], places: list[Path]) -> Path
             for url in urls:
                 try:
                     download_url(url, temporary, path.name, md5)
+                    return Path(temporary, path.name).replace(path)
                 except NETWORK_ERRORS as error:
                     reasons += f"  {url}: {error}\n"
-                else:
-                    return Path(temporary, path.name).replace(path)
     except OSError as error:
         raise OSError(
             f"{path} is not there, and cannot be written: {error}. Pass as root a folder that you "

@@ -21,10 +21,11 @@ from tqdm import tqdm, trange
 
 SPLITS = {
     "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "dev"),
+    "validation": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-IGNORED = ("__macosx", "thumbs.db", "desktop.ini")  # and every name that starts with a dot
+# What systems leave behind; and every name that starts with a dot
+IGNORED = ("__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini")
 TOPS = 1, 255, 4095, 65535  # grey beyond 8 bits: what white may be
 HEIF = b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"
 
@@ -56,16 +57,12 @@ def few(names) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-# Which file belongs to which split and class
-
-
 def list_folder(folder: Path, strict: bool = False) -> tuple[Parts, tuple[str, ...]]:
     """({part: (paths, labels)}, classes) of folder/CLASS/PICTURE or folder/SPLIT/CLASS/PICTURE.
 
-    A split is a folder of folders with train, val or test as a word of its name, as in seg_train; a
-    lone val/ beside train/ is the test split. A folder that holds one folder alone is looked
-    through. Classes are sorted; pictures deeper inside belong to them too. What was guessed is said
-    on stderr. A file that no picture's name ends like is looked into: if it is none, see skip.
+    A split is a folder of folders with train, val or test as a word of its name, as in seg_train. A
+    lone val/ beside train/ is the test split. A folder in a folder is looked through. Classes are
+    sorted; pictures deeper inside belong to them too. What was guessed is said on stderr.
     """
     places, aside = _layout(folder)
     classes = tuple(sorted({path.name for place in places.values() for path in _folders(place)}))
@@ -100,7 +97,7 @@ def _layout(folder: Path) -> tuple[dict[str, Path], list[str]]:
     splits = {path: split for path in inside if (split := split_of(path.name))}
     full = [path for path in splits if any(map(_visible, _folders(path)))]
     alike = len(splits) == len(inside) > 1
-    if all(map(_pictures_in, full)) and not (alike and full):  # if it holds pictures, it's a class
+    if all(map(_pictures_in, full)) and not (alike and full):  # what holds pictures is a class
         if alike:
             why = "These look like splits without folders for classes: put pictures into some, say"
             refuse(f"{why} train/cats/1.jpg. If they are classes, give one of them another name.")
@@ -210,8 +207,7 @@ def read_parts(parts: Parts, img_size: int, strict: bool) -> Parts:
     """Files -> images uint8 (n, 3, img_size, img_size), without those that are no whole picture."""
     notes, read = {}, {}
     for part, (paths, labels) in parts.items():
-        broken = {}
-        images = torch.zeros(len(paths), 3, img_size, img_size, dtype=torch.uint8)
+        broken, images = {}, torch.zeros((len(paths), 3, img_size, img_size), dtype=torch.uint8)
         for i, path in enumerate(tqdm(paths, f"reading {part}", delay=2, leave=False, unit="img")):
             try:
                 with open_picture(path) as image:
@@ -308,9 +304,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def read_npz(file: Path, img_size: int | None) -> tuple[Parts, tuple[str, ...]]:
     """Read an .npz of JPEG bytes.
 
-    Keys: data uint8 (all files' bytes, one after the other), offsets (n + 1,) where each begins
-    and the last ends, labels (n,), is_test bool (n,), class_names (K,). Pictures keep their size,
-    which must be one for all, unless img_size is given.
+    Keys: data uint8 (all files' bytes, one after the other), offsets (n + 1,) where each begins and
+    the last ends, labels (n,), is_test bool (n,), class_names (K,). Without img_size the pictures
+    keep their size, which must be one for all.
     """
     keys = ("data", "offsets", "labels", "is_test", "class_names")
     try:
@@ -324,9 +320,8 @@ def read_npz(file: Path, img_size: int | None) -> tuple[Parts, tuple[str, ...]]:
     n = len(labels)
     if len(offsets) != n + 1 or len(is_test) != n or n == 0 or int(offsets[-1]) != len(data):
         raise ValueError(
-            f"{file} holds {n} labels, {len(is_test)} is_test, {len(offsets)} offsets up to "
-            f"{offsets[-1:]} and {len(data)} bytes. It needs n, n, n + 1 and the last offset equal "
-            "to the number of bytes, with n at least 1."
+            f"{file} holds {n} labels, {len(is_test)} is_test, {len(offsets)} offsets, {len(data)} "
+            "bytes. It needs n, n and n + 1, n at least 1, and the last offset equal to the bytes."
         )
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(
@@ -340,9 +335,7 @@ def read_npz(file: Path, img_size: int | None) -> tuple[Parts, tuple[str, ...]]:
             with Image.open(io.BytesIO(data[ends[i] : ends[i + 1]])) as image:
                 images.append(noted(f"number {i}", image, img_size, notes))
         except Exception as error:
-            raise ValueError(
-                f"{file}: picture {i} is not whole ({error}). Write the file without it."
-            ) from error
+            raise ValueError(f"{file}: leave out picture {i}, not whole ({error}).") from error
     tell(notes)
     if len(sizes := {image.shape for image in images}) > 1:
         raise ValueError(f"{file} holds pictures of {len(sizes)} sizes. Pass img_size, say 64.")

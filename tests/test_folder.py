@@ -574,7 +574,7 @@ def test_npz(tmp_path):
         (dict(is_test=np.zeros(39, dtype=bool)), "40 labels, 39 is_test, 41 offsets.*needs n, n"),
         (dict(labels=np.zeros(41, dtype=np.uint8)), "41 labels, 40 is_test, 41 offsets"),
         (dict(offsets=np.arange(40)), "40 labels, 40 is_test, 40 offsets"),
-        (dict(data=np.zeros(9, np.uint8)), "and 9 bytes. It needs.*the last offset equal"),
+        (dict(data=np.zeros(9, np.uint8)), "9 bytes. It needs.*the last offset equal"),
         (
             dict(labels=np.zeros(0, int), is_test=np.zeros(0, bool), offsets=np.zeros(1, int),
                  data=np.zeros(0, np.uint8)),
@@ -585,7 +585,7 @@ def test_npz(tmp_path):
         (dict(labels=np.arange(40) - 1), "labels -1 to 38 and 2 class names. Give labels in 0 to"),
         (dict(labels=np.zeros(40, dtype=np.uint8)), "pictures of sea.* add pictures of another"),
         (dict(is_test=np.ones(40, dtype=bool)), "no picture of sea, sun is left.*Put some into tr"),
-        (dict(offsets=np.zeros(41, dtype=int), data=np.zeros(0, np.uint8)), "picture 0.*without"),
+        (dict(offsets=np.zeros(41, dtype=int), data=np.zeros(0, np.uint8)), "leave out picture 0"),
         (dict(sizes=((24, 16), (16, 24))), "2 sizes. Pass img_size"),
     ],
 )  # fmt: skip
