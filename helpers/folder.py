@@ -68,7 +68,7 @@ def list_folder(folder: Path, strict: bool = False) -> tuple[Parts, tuple[str, .
     classes = tuple(sorted({path.name for place in places.values() for path in _folders(place)}))
     for place in sorted({folder, *places.values()}):
         if loose := len(_pictures_in(place)):
-            aside.append(f"{loose} pictures beside the folders of {place.name}")
+            aside.append(f"pictures beside the folders of {place.name} ({loose})")
     plain = {folder / name for name in ("", "train", *SPLITS["validation"][:3], "test")}
     if aside or any(map(split_of, classes)) or not plain.issuperset(places.values()):
         guess = [f"{part} = {os.path.relpath(x, folder.parent)}" for part, x in places.items()]
@@ -77,7 +77,8 @@ def list_folder(folder: Path, strict: bool = False) -> tuple[Parts, tuple[str, .
         print(f"read {folder} as: {guess}", file=sys.stderr)
     parts = {}
     for part, place in places.items():
-        found = [_below(place / name, strict) for name in classes]
+        there = {path.name: path for path in _folders(place)}
+        found = [_below(there[x], strict) if x in there else [] for x in classes]
         labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([*map(len, found)]))
         parts[part] = np.array([path for paths in found for path in paths], dtype=object), labels
     return parts, classes
@@ -173,7 +174,8 @@ def _below(folder: Path, strict: bool) -> list[Path]:
     """
     above = Path(os.path.realpath(folder.parent))
     seen, found, kept = {str(above), *map(str, above.parents)}, [], []
-    for where, folders, names in os.walk(folder, followlinks=True):
+    told = functools.partial(skip, folder, strict=strict)  # of a folder that may not be read
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=told):
         if (real := os.path.realpath(where)) in seen:
             folders.clear()
             continue
@@ -225,17 +227,16 @@ def read_parts(parts: Parts, img_size: int, strict: bool) -> Parts:
 def noted(name, image: Image.Image, img_size: int | None, notes: dict[str, list]) -> np.ndarray:
     """pixels(image, img_size), with name in notes under whatever is odd about the picture."""
     array = pixels(image, img_size)
-    if "scale" in image.info:
-        what = f"of grey beyond 8 bits: {image.info['scale']} became black..white"
-        notes.setdefault(what, []).append(name)
+    if scale := getattr(image, "scaled", None):
+        notes.setdefault(f"of grey beyond 8 bits, {scale} as black..white", []).append(name)
     if (array == array[:, :1, :1]).all():
-        notes.setdefault("came out in one single colour", []).append(name)
+        notes.setdefault("that came out in one single colour", []).append(name)
     return array
 
 
 def tell(notes: dict[str, list], among: str = "") -> None:
     for what, names in notes.items():
-        print(f"{len(names)} pictures{among} {what} ({few(names)})", file=sys.stderr)
+        print(f"pictures {what}: {len(names)}{among} ({few(names)})", file=sys.stderr)
 
 
 def open_picture(file) -> Image.Image:
@@ -284,7 +285,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey beyond 8 bits, with a note in image.info["scale"] of what became black and white.
+    """Grey beyond 8 bits, with a note in image.scaled of what became black and white.
 
     That is the first of 0..1, 0..255, 0..4095, 0..65535 which holds all of the picture's values,
     or else its own lowest and highest. NaN becomes black.
@@ -295,7 +296,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
     top = next((top for top in TOPS if 0 <= low and high <= top), None)
-    image.info["scale"] = f"0..{top}" if top else "lowest..highest"
+    image.scaled = f"0..{top}" if top else "lowest..highest"
     low, high = (0, top) if top else (low, high)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     return Image.fromarray(np.rint((values - low) * 255 / (high - low or 1)).astype(np.uint8))

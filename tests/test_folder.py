@@ -1,6 +1,7 @@
 """helpers/folder.py, through helpers.data.load: pictures in folders, and an .npz of JPEG bytes."""
 
 import io
+import os
 import re
 import struct
 import sys
@@ -166,8 +167,8 @@ def test_a_layout_that_is_guessed_is_said(train, validation, test, tmp_path, cap
         ("extra/cats, extra/dogs", "extra"),
         ("val 3", "val"),  # without class folders
         ("val/cats 0", "val"),  # and nothing in one
-        ("train 2", "2 pictures beside the folders of train"),
-        (". 2", "2 pictures beside the folders of photos"),
+        ("train 2", "pictures beside the folders of train (2)"),
+        (". 2", "pictures beside the folders of photos (2)"),
     ],
 )
 def test_what_is_left_out_is_said(more, left, tmp_path, capsys):
@@ -329,6 +330,22 @@ def test_a_pictures_side_does_not_depend_on_its_neighbours(tmp_path, capsys):
     assert sorted(sum(sides.values(), [])) == before
 
 
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
+    root, whole = plant(tmp_path, "a 3, b 3, b/secret 2"), os.scandir
+
+    def scandir(path):
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(both(root, validation=0, test=0).train) == 6
+    [line] = said(capsys)
+    assert line.startswith("skipped") and "Permission denied" in line and "secret" in line
+    with pytest.raises(ValueError, match="Permission denied.*secret"):
+        load(root, strict=True)
+
+
 # Links
 
 
@@ -426,8 +443,8 @@ def test_grey_beyond_8_bits(kind, ending, values, expected, rule, tmp_path, caps
     assert found.reshape(3, 4).tolist() == [expected] * 3
     both(tmp_path, validation=0, test=0)
     first, second = capsys.readouterr().err.splitlines()
-    line = f"of grey beyond 8 bits: {rule} became black..white ({name})"
-    assert (first, second) == (f"1 pictures {line}", f"1 pictures of 5 that were measured {line}")
+    line = f"pictures of grey beyond 8 bits, {rule} as black..white: 1"
+    assert (first, second) == (f"{line} ({name})", f"{line} of 5 that were measured ({name})")
 
 
 @pytest.mark.parametrize("ending", ["png", "webp", "jpg"])
@@ -515,8 +532,8 @@ def test_pictures_in_one_colour_are_counted_and_named(tmp_path, capsys):
     both(tmp_path, validation=0, test=0)
     names = ", ".join(str(tmp_path / "red" / f"{name}.png") for name in "vwx")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == f"5 pictures came out in one single colour ({names} and 2 more)"
-    assert lines[1] == f"5 pictures of 9 that were measured came {lines[0].split(' came ')[1]}"
+    start, end = "pictures that came out in one single colour: 5", f"({names} and 2 more)"
+    assert lines == [f"{start} {end}", f"{start} of 9 that were measured {end}"]
 
 
 @pytest.mark.parametrize("size", [(120, 40), (4, 12), (4000, 1333)])
