@@ -326,6 +326,8 @@ def test_hugging_faces_folder(tmp_path, kind):
         refused("in another part", model_from, folder)
         index.write_text("{", encoding="utf-8")
         refused(f"{index} is not opened", model_from, folder)
+        index.write_text('{"weight_map": {}}', encoding="utf-8")
+        refused("names no parts", model_from, folder)
 
 
 def test_folders_and_configs_that_do_not_help(tmp_path):
@@ -336,8 +338,9 @@ def test_folders_and_configs_that_do_not_help(tmp_path):
     for wrong in (dict(num_hidden_layers=12), dict(hidden_size=384)):
         refused(["the config beside the weights says", "move it away"], model_from,
                 written(folder, **wrong))  # fmt: skip
-    (folder / "config.json").write_text("{", encoding="utf-8")
-    refused([str(folder / "config.json"), "is no JSON object"], model_from, folder)
+    for text in ("{", "[1]"):
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        refused([str(folder / "config.json"), "is no JSON object"], model_from, folder)
 
 
 @pytest.mark.parametrize("name, value, what", [
@@ -381,6 +384,13 @@ def test_what_a_config_says_and_we_are(tmp_path):
     assert [n for n, origin in report.facts.items() if origin != "in the file"] == [
         "norm_order", "norm_eps"]  # fmt: skip
     refused("num_heads is 5 there and 4 here", model_from, path, num_heads=4)
+    plain = tmp_path / "plain" / "vit"
+    plain.parent.mkdir()
+    save_file(of_timm().state_dict(), plain, metadata={"num_heads": "5", "norm_eps": "1e-5"})
+    model, report = model_from(plain)
+    assert model.blocks[0].attn.num_heads == 5 and model.norm.eps == 1e-5
+    torch.save({"model": of_timm().state_dict(), "args": {"num_heads": 5, "lr": 1}}, plain)
+    assert model_from(plain)[1].facts["num_heads"] == "in the file"
 
 
 # Facts that no shape shows

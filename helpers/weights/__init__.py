@@ -149,7 +149,8 @@ def _load(model, found, new_head, interpolation, told):
 def to_timm(model):
     """A copy of the weights for timm's and DeiT's VisionTransformer, by their names.
 
-    A model that averages needs global_pool="avg", class_token=False and fc_norm=False there.
+    A model that averages needs global_pool="avg", class_token=False and fc_norm=False there; the
+    number of heads and LayerNorm's eps, which no weight holds, must be this model's.
     ValueError for a tanh layer in the head, which timm has not.
     """
     if len(model.pre_logits):
@@ -160,6 +161,7 @@ def to_timm(model):
 def to_torchvision(model):
     """A copy of the weights for torchvision.models.VisionTransformer, by its names.
 
+    The number of heads and LayerNorm's eps, which no weight holds, must be this model's there.
     ValueError for a model that it cannot be.
     """
     C, H, W = model.patch_embed.input_shape

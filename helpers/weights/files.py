@@ -7,6 +7,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def opened(path):
         if beside.is_file():
             try:
                 configs.append(dict(json.loads(beside.read_text(encoding="utf-8"))))
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"{beside}, beside the weights, is no JSON object ({error}): copy it again, or "
                     "move the weights to another folder and say yourself what it should tell"
@@ -73,10 +74,14 @@ def _files(path):
     if not path.name.endswith(".index.json"):
         return [path]
     try:
-        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        files = sorted(path.with_name(name.replace("\\", "/").rpartition("/")[2]) for name in names)
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        files = sorted(
+            path.with_name(name.replace("\\", "/").rpartition("/")[2]) for name in {*names}
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not opened ({error!r}): Copy it again") from error
+    if not files:
+        raise ValueError(f"{path} is not opened, for it names no parts: Copy it again")
     if absent := [file.name for file in files if not file.is_file()]:
         raise FileNotFoundError(f"{path} names parts that are not beside it: {few(absent)}")
     return files
@@ -111,7 +116,8 @@ def _reason(path, error):
         needed = re.findall(r"GLOBAL ([\w.]+)|class '([\w.]+)'", text)
         classes = list(dict.fromkeys(a or b for a, b in needed))
         if zipfile.is_zipfile(path):  # which can be asked for all of them
-            classes = torch.serialization.get_unsafe_globals_in_checkpoint(path) or classes
+            with suppress(Exception):
+                classes = torch.serialization.get_unsafe_globals_in_checkpoint(path) or classes
     if classes:
         return (
             f"it holds more than tensors and needs {few(classes)}, which could run code. Ask for "
