@@ -325,9 +325,16 @@ def test_every_data_set_gets_a_model_that_fits(shape, patch, kind):
     assert VisionTransformer(**sizes)(normalize(images, data)).shape == (2, 2)
 
 
-def test_recipes_are_found_by_name_and_unknown_ones_refused(few):
-    assert recipe(replace(few, name="cifar10_jpeg"), "published")[0]["num_heads"] == 12
-    assert recipe(replace(few, name="digitsy"))[1]["epochs"] == 50
+def test_recipes_go_by_what_was_loaded_by_name_and_unknown_ones_are_refused(few, tmp_path):
+    assert recipe(replace(few, loaded_as="cifar10"), "published")[0]["num_heads"] == 12
+    assert recipe(few)[1]["epochs"] == 80
+    for name in ("digits", "mnist", "mnist_png"):  # folders: called like a set, and none
+        folder = tmp_path / name
+        for i, x in enumerate(few.train.images[:8, 0]):
+            (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x.numpy()).save(folder / "ab"[i % 2] / f"{i}.png")
+        for own in (load(folder, img_size=8), load_streaming(folder, img_size=8)):
+            assert recipe(own)[1]["epochs"] == 50 and recipe(own)[0]["patch_size"] == 1
     for kind, message in (("best", "'best'.*small, full, published"), ("published", "cifar10")):
         with pytest.raises(ValueError, match=message):
             recipe(few, kind)
