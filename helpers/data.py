@@ -122,6 +122,8 @@ def load(
     places, loaded_as = places_of(root), known_name(name_or_folder)
     flip, path = True, None
     if loaded_as:
+        if Path(name_or_folder).is_dir():
+            print(f"read {loaded_as}, not the folder ./{name_or_folder}", file=sys.stderr)
         read, flip = NAMED[loaded_as]
         parts, classes = read(places)
         if img_size:

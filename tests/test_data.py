@@ -163,6 +163,16 @@ def test_a_folder_has_no_recipe_by_its_name(name, tmp_path):
         assert recipe(replace(photos, loaded_as="cifar10"), "published")[0]["depth"] == 9
 
 
+def test_a_folder_that_is_called_like_a_data_set_is_said_to_be_another(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert load("digits").loaded_as == "digits" and capsys.readouterr().err == ""
+    (tmp_path / "digits").mkdir()
+    assert load("digits").loaded_as == "digits"
+    assert capsys.readouterr().err == "read digits, not the folder ./digits\n"
+
+
 def test_a_digest_stands_for_pixels_labels_and_order():
     digits, other = load().train, load(split_seed=1).train
     assert digits.digest() == load().train.digest() and len(digits.digest()) == 16
