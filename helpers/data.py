@@ -5,7 +5,7 @@
     data = load("my_photos")           # a folder with one sub-folder for each class
 
 Three splits: train to learn from, validation, cut from it, to choose by, test to look at once.
-A download lands in data/, or in root; files in the folder VIT_DATA are used where they are.
+A download lands in root, data/ by default; files in the folder VIT_DATA are used where they lie.
 """
 
 import gzip
@@ -30,7 +30,8 @@ from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5, check_integrity, download_url, extract_archive
 from torchvision.transforms.v2.functional import resize
 
-from helpers.folder import Parts, few, find, list_folder, read_npz, read_parts
+from helpers.folders.decoding import Parts, few, read_npz, read_parts
+from helpers.folders.layout import find, list_folder
 from helpers.model import BELOW_1, COUNT, check
 
 CLONE = Path(__file__).resolve().parents[1]
@@ -104,10 +105,9 @@ def load(
     """Load a data set by its name, a folder with one sub-folder per class, or an .npz of JPEGs.
 
     name_or_folder: "digits", "mnist", "fashion-mnist", "cifar10", or a path, which is looked for
-        from the working directory, then in root, then in VIT_DATA. helpers.folder says how a
-        folder may be laid out and which keys the .npz has. A folder called digits is "./digits".
-    root: where named data sets lie and are downloaded to; default: the repository's data/.
-        The folder in the environment variable VIT_DATA is searched after it and only read.
+        from the working directory, then in root, then in VIT_DATA; helpers/folders/ says how it
+        may be laid out. A folder called digits is "./digits".
+    root: where named data sets lie and are downloaded to; default: data/. VIT_DATA comes after it.
     img_size: side of the square that images become; default: as they are, 64 for a folder.
     split_seed: decides, with the files' names, which images go where; nothing else is random.
     validation: the share of the training images that is set aside, each class alike, where there

@@ -1,4 +1,4 @@
-"""helpers/folder.py, through helpers.data.load: pictures in folders, and an .npz of JPEG bytes."""
+"""helpers/folders/, through helpers.data.load: pictures in folders, and an .npz of JPEG bytes."""
 
 import io
 import os
@@ -16,8 +16,8 @@ from PIL.BmpImagePlugin import BmpImageFile
 from torchvision.datasets import ImageFolder
 
 from helpers import data as data_module
-from helpers import folder
 from helpers.data import load
+from helpers.folders import decoding, layout
 from helpers.scale.streaming import load_streaming
 from tests.test_data import alone, sizes  # noqa: F401 (alone acts by being here)
 
@@ -59,7 +59,7 @@ def both(root, **options):
         images, files = getattr(whole, part), getattr(streamed, part)
         assert torch.equal(images.labels, files.labels) and len(images) == len(files.paths)
         for path, image in zip(files.paths, images.images, strict=True):
-            assert np.array_equal(folder.pixels(folder.open_picture(path), 8), image)
+            assert np.array_equal(decoding.pixels(decoding.open_picture(path), 8), image)
     return streamed
 
 
@@ -123,7 +123,7 @@ def test_pictures_deeper_inside_and_their_order_are_image_folders(tmp_path, caps
                  "readme.txt"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"not an image")
-    listed, classes = folder.list_folder(tmp_path)
+    listed, classes = layout.list_folder(tmp_path)
     assert list(listed) == ["train"] and classes == ("blue", "red")
     assert list(zip(listed["train"][0], listed["train"][1].tolist(), strict=True)) == expected
     photos = load(tmp_path, img_size=8, strict=True, validation=0, test=0)
@@ -315,7 +315,7 @@ def test_a_pictures_side_does_not_depend_on_its_neighbours(tmp_path, capsys):
         for name in broken:
             (root / name).write_bytes((root / name).read_bytes()[:50])
         capsys.readouterr()
-        parts, classes = folder.list_folder(root)
+        parts, classes = layout.list_folder(root)
         cut, _, _ = data_module.three_parts(parts, classes, 0.2, 0.3, 0)
         data = load(root, img_size=8, **shares)
         errors = capsys.readouterr().err
@@ -325,7 +325,7 @@ def test_a_pictures_side_does_not_depend_on_its_neighbours(tmp_path, capsys):
             names = [path.relative_to(root).as_posix() for path in cut[part][0]]
             assert sides.setdefault(part, names) == names
             kept = [name for name in names if name not in left]
-            images = [folder.pixels(Image.open(root / name), 8) for name in kept]
+            images = [decoding.pixels(Image.open(root / name), 8) for name in kept]
             assert np.array_equal(np.stack(images), getattr(data, part).images)
     assert sorted(sum(sides.values(), [])) == before
 
@@ -389,12 +389,12 @@ def test_every_kind_of_picture_and_what_is_transparent_becomes_white():
     kinds = [grey.convert(mode) for mode in ("L", "RGBA", "LA", "P", "CMYK")]
     kinds.append(Image.fromarray(np.full((8, 8), 102 * 257, dtype=np.uint16)))  # 16 bits
     for image in kinds:
-        pixels = folder.pixels(image, 8)
+        pixels = decoding.pixels(image, 8)
         assert pixels.shape == (3, 8, 8) and pixels.dtype == np.uint8 and (pixels == 102).all()
     half = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     half.paste((200, 10, 0, 255), (0, 0, 4, 8))
     for image in (half, half.quantize(2)):  # the other one has a palette
-        pixels = folder.pixels(image, 8)
+        pixels = decoding.pixels(image, 8)
         assert pixels[:, 4, 1].tolist() == [200, 10, 0] and pixels[:, 4, 6].tolist() == [255] * 3
 
 
@@ -439,7 +439,7 @@ def test_grey_beyond_8_bits(kind, ending, values, expected, rule, tmp_path, caps
     save_grey(name, values, kind)
     with Image.open(name) as image:
         assert image.mode[0] in "IF"
-        found = folder.pixels(image, None)[:, ::8, ::8]
+        found = decoding.pixels(image, None)[:, ::8, ::8]
     assert found.reshape(3, 4).tolist() == [expected] * 3
     both(tmp_path, validation=0, test=0)
     first, second = capsys.readouterr().err.splitlines()
@@ -457,7 +457,7 @@ def test_a_picture_with_broken_exif_is_a_picture(ending, tmp_path, capsys):
     with pytest.warns(UserWarning):  # Pillow's own
         data = load(root, img_size=16, validation=0, test=0, strict=True)
     broken = data.train.images[data.train.labels == 1][2:].float()
-    upright = torch.from_numpy(folder.pixels(image, 16)).float()
+    upright = torch.from_numpy(decoding.pixels(image, 16)).float()
     assert len(broken) == 3 and (broken - upright).abs().mean() < 6
     assert "picture" not in capsys.readouterr().err
 
@@ -501,7 +501,7 @@ def phone(tmp_path, monkeypatch):
 def test_heic_is_read_where_its_reader_is_installed(phone, heif, capsys):
     data = both(phone, validation=0, test=0)
     assert data.train.labels.tolist() == [0, 0, 1, 1, 1, 1] and said(capsys) == []
-    assert folder.pixels(folder.open_picture(phone / "red" / "A.HEIC"), 8)[0, 6, 4] == 90
+    assert decoding.pixels(decoding.open_picture(phone / "red" / "A.HEIC"), 8)[0, 6, 4] == 90
 
 
 def test_heic_and_avif_are_named_with_what_to_install(phone, monkeypatch, capsys):
@@ -546,7 +546,7 @@ def test_shorter_side_fitted_and_centre_cut(size, tmp_path):
     image.paste((0, 255, 0), box)
     image.save(tmp_path / "bands.jpg", quality=95, subsampling=0)
     with Image.open(tmp_path / "bands.jpg") as image:
-        pixels = folder.pixels(image, 32)
+        pixels = decoding.pixels(image, 32)
     assert (pixels[1, 2:-2, 2:-2] > 200).all() and (pixels[0, 2:-2, 2:-2] < 55).all()
 
 

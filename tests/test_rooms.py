@@ -17,7 +17,7 @@ MAY_IMPORT = {  # room: the rooms that its files may import from
     "tools": {"helpers", "tools"},
     "notebooks": {"helpers", "lab", "pictures"},
 }
-SUB_ROOMS = ("helpers/scale", "helpers/weights")  # one stop each on the way down
+SUB_ROOMS = ("helpers/folders", "helpers/scale", "helpers/weights")  # one stop each on the way down
 
 
 def source(path):

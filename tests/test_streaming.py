@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import folder
 from helpers.data import load
+from helpers.folders import decoding
 from helpers.scale import streaming
 from helpers.scale.streaming import FileSplit, load_streaming
 from tests.notebook_rules import ROOT
@@ -85,7 +85,7 @@ def test_same_splits_classes_and_numbers_as_load(held_out, tmp_path, monkeypatch
         assert files.image_shape == expected.image_shape == (3, S, S)
         for path, image in zip(files.paths, expected.images, strict=True):
             with Image.open(path) as picture:
-                assert np.array_equal(folder.pixels(picture, S), image)
+                assert np.array_equal(decoding.pixels(picture, S), image)
 
 
 def test_only_other_endings_and_the_sample_are_opened(tmp_path, monkeypatch, capsys):
@@ -165,7 +165,7 @@ def test_without_a_crop_it_is_the_image_that_load_reads(tmp_path):
     path = tmp_path / "turned.png"
     got = images(FileSplit((path,), torch.tensor([0]), 112), [0], seed=9)
     with Image.open(path) as picture:
-        assert torch.equal(got[0], torch.from_numpy(folder.pixels(picture, 112)))
+        assert torch.equal(got[0], torch.from_numpy(decoding.pixels(picture, 112)))
     assert got[0, 0, 0, 0] > 50  # the left quarter is cut off: red is not 0
 
 
@@ -182,8 +182,8 @@ def test_training_crops(tmp_path):
 
 def test_large_jpegs_are_decoded_no_larger_than_needed(tmp_path, monkeypatch):
     noise(0, (1600, 1200)).save(tmp_path / "large.jpg")
-    sizes, whole = [], folder.upright
-    for module in (streaming, folder):
+    sizes, whole = [], decoding.upright
+    for module in (streaming, decoding):
         monkeypatch.setattr(module, "upright", lambda x: sizes.append(x.size) or whole(x))
     for side in (24, 96):
         for crop in (0.08, 0):

@@ -34,7 +34,8 @@ from helpers.data import (
     places_of,
     three_parts,
 )
-from helpers.folder import find, list_folder, noted, open_picture, pixels, tell, upright
+from helpers.folders.decoding import noted, open_picture, pixels, tell, upright
+from helpers.folders.layout import find, list_folder
 
 SAMPLE = 1000  # files that mean and std are measured on
 
