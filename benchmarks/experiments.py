@@ -185,7 +185,9 @@ def missing(name, results):
         file = results / name / f"{point}.json"
         if not file.exists():
             table[point] = function, arguments
-        elif json.loads(file.read_text())["arguments"] != json.loads(json.dumps(arguments)):
+        elif json.loads(file.read_text(encoding="utf-8"))["arguments"] != json.loads(
+            json.dumps(arguments)
+        ):
             raise ValueError(
                 f"{file} was made with other arguments than {name} has now: delete it to run it "
                 "again, or take back the change"
@@ -243,7 +245,7 @@ def run(names, results, processes, command):
 def show(name, results):
     """Print what is recorded of an experiment, a line for each point."""
     for file in sorted((results / name).glob("*.json")):
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
         if "test" not in record:
             print(f"{record['point']:36} {record['seconds']:6.0f} s")
             continue

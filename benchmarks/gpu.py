@@ -322,7 +322,7 @@ class Save:
     def __init__(self, path, facts):
         self.path, self.facts, self.rows = path, facts, []
         if path.exists():
-            self.rows = json.loads(path.read_text())["rows"]
+            self.rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
 
     def __call__(self, rows, whole=False, **more):
         self.facts |= more

@@ -42,7 +42,7 @@ def records(experiment):
             f"nothing is recorded of {experiment!r}: run python benchmarks/experiments.py "
             f"{experiment}"
         )
-    return {file.stem: json.loads(file.read_text()) for file in files}
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 whole = functools.cache(load)

@@ -384,7 +384,7 @@ def test_full_disk_or_interrupt_leaves_nothing(error, cifar10, tmp_path, monkeyp
 
 
 def test_a_root_that_cannot_be_written(mnist, tmp_path, monkeypatch):
-    (tmp_path / "taken").write_text("I am no folder")
+    (tmp_path / "taken").write_text("I am no folder", encoding="utf-8")
     network(monkeypatch, mnist)
     with pytest.raises(OSError, match="train-images.*cannot be written.*Pass as root a folder"):
         load("mnist", root=tmp_path / "taken")

@@ -374,7 +374,7 @@ def test_files_that_are_no_pictures(kind, tmp_path, capsys):
         Image.fromarray(noise).save(bad, kind.split()[1])
         bad.write_bytes(bad.read_bytes()[:-2000])
     else:
-        bad.write_text("I am a shopping list")
+        bad.write_text("I am a shopping list", encoding="utf-8")
     assert load(tmp_path, validation=0, test=0).train.labels.tolist() == [0] * 10 + [1] * 10
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("skipped, not a whole picture: ") and str(bad) in line

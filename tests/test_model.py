@@ -405,7 +405,7 @@ def test_exported_traced_and_compiled_with_a_batch_of_any_size(pool):
 
 
 def test_model_imports_torch_alone():
-    tree = ast.parse(Path(helpers.model.__file__).read_text())
+    tree = ast.parse(Path(helpers.model.__file__).read_text(encoding="utf-8"))
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imported} == {"torch"}

@@ -179,7 +179,7 @@ def test_rule_sees_a_bad_name(page):
 def test_rule_sees_a_file_laid_out_by_another_program(page):
     path, notebook = page
     nbformat.write(notebook, path)
-    path.write_text(path.read_text().replace('\n "', '\n  "'))
+    path.write_text(path.read_text(encoding="utf-8").replace('\n "', '\n  "'), encoding="utf-8")
     assert "not laid out" in rules.rule_metadata(path, notebook)[0]
 
 

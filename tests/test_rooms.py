@@ -134,8 +134,8 @@ def test_the_map_names_every_file_and_no_other():
 def test_an_import_upward_is_seen(tmp_path, file, line, seen):
     for room in ("helpers", "lab", "pictures"):
         (tmp_path / room).mkdir()
-    (tmp_path / "lab" / "b.py").write_text("x = 1\n")
-    (tmp_path / file).write_text(line + "\n")
+    (tmp_path / "lab" / "b.py").write_text("x = 1\n", encoding="utf-8")
+    (tmp_path / file).write_text(line + "\n", encoding="utf-8")
     assert bool(upward(tmp_path)) == seen
 
 
@@ -143,9 +143,11 @@ def test_an_import_upward_is_seen(tmp_path, file, line, seen):
 def test_a_circle_is_seen(tmp_path, inner):
     """Between two files, and between a file and a sub-room by way of two of its files."""
     (tmp_path / "helpers" / "scale").mkdir(parents=True)
-    (tmp_path / "helpers" / "a.py").write_text("from helpers.scale.c import x\n")
-    (tmp_path / "helpers" / "c.py").write_text("from helpers.a import x\n")
-    (tmp_path / "helpers" / "scale" / "c.py").write_text(f"{inner}\n")
-    (tmp_path / "helpers" / "scale" / "d.py").write_text("from helpers.a import x\n")
+    (tmp_path / "helpers" / "a.py").write_text("from helpers.scale.c import x\n", encoding="utf-8")
+    (tmp_path / "helpers" / "c.py").write_text("from helpers.a import x\n", encoding="utf-8")
+    (tmp_path / "helpers" / "scale" / "c.py").write_text(f"{inner}\n", encoding="utf-8")
+    (tmp_path / "helpers" / "scale" / "d.py").write_text(
+        "from helpers.a import x\n", encoding="utf-8"
+    )
     with pytest.raises(CycleError):
         way_down(tmp_path)

@@ -114,7 +114,7 @@ def test_broken_and_foreign_checkpoints_are_refused(few, tmp_path):
 
 def test_the_kept_model_is_as_good_as_its_card_says():
     model, facts = load_checkpoint(ROOT / "data/checkpoints/fashion-mnist.safetensors")
-    card = (ROOT / "data/checkpoints/README.md").read_text()
+    card = (ROOT / "data/checkpoints/README.md").read_text(encoding="utf-8")
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
     if not (Path(os.environ.get("VIT_DATA", "")) / "FashionMNIST").is_dir():
         pytest.skip("VIT_DATA names no folder with Fashion-MNIST")
@@ -145,7 +145,7 @@ def test_a_resumed_run_ends_with_the_same_weights(few, tmp_path):
             assert replace(ours, seconds=0) == replace(theirs, seconds=0)
         seconds = [record.seconds for record in history.epochs]
         assert seconds == sorted(seconds)
-    facts = json.loads((folder / "run.json").read_text())  # the first description is kept
+    facts = json.loads((folder / "run.json").read_bytes())  # the first description is kept
     assert facts["turn"] == 1
     assert [(r["epoch"], r["turn"]) for r in facts["resumed"]] == [(2, 2), (4, 3)]
 
@@ -164,11 +164,11 @@ def test_the_folder_says_all_that_a_repetition_needs_and_leaves_the_users_files(
     found = {path.name for path in tmp_path.iterdir()}
     assert found == written | own | folders | {"tensorboard", ".lock"}
     losses = [record.validation_loss for record in history.epochs]
-    with (tmp_path / "metrics.csv").open() as file:
+    with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
         assert [float(row["validation_loss"]) for row in csv.DictReader(file)] == losses
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("validation_loss")
     assert [event.value for event in events] == pytest.approx(losses)
-    facts = json.loads((tmp_path / "run.json").read_text())
+    facts = json.loads((tmp_path / "run.json").read_bytes())
     assert facts["why"] == "test" and facts["data"]["train images"] == 100
     assert {"versions", "command", "machine", "processes", "date", "precision"} <= set(facts)
     torch.manual_seed(0)
@@ -536,7 +536,7 @@ def start(*words, restarts=0):
     launcher = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
     launcher += [f"--max-restarts={restarts}", "-m", "helpers.train"]
     return subprocess.Popen([sys.executable, *launcher, *RUN, *map(str, words)], cwd=ROOT,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"}, encoding="utf-8",
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
@@ -546,7 +546,7 @@ def numbers(folder):
     A key's bias adds the same to all scores of a query, so its true gradient is 0; AdamW turns what
     rounding leaves of it into steps of full size, and nothing depends on them.
     """
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         rows = [row | {"seconds": 0} for row in csv.DictReader(file)]
     found = {"metrics": torch.tensor([[float(x) for x in row.values()] for row in rows])}
     for name, weight in load_file(folder / "last.safetensors").items():
@@ -575,7 +575,7 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_their_state(alone, 
     text, _ = process.communicate(timeout=240)
     assert process.returncode == 0, text
     assert_same(tmp_path, alone)
-    ours, theirs = (json.loads((f / "result.json").read_text()) for f in (tmp_path, alone))
+    ours, theirs = (json.loads((f / "result.json").read_bytes()) for f in (tmp_path, alone))
     assert ours["processes"] == 2 and theirs["processes"] == 1
     assert ours["test_accuracy"] == theirs["test_accuracy"]
     assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-5)
@@ -593,9 +593,9 @@ def kill_one(launcher, folder, seen=()):
     while set(states(folder)) <= set(seen):
         assert time.monotonic() < deadline and launcher.poll() is None
         time.sleep(0.005)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    return children[-1], states(folder)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_bytes().split()
+    os.kill(killed := int(children[-1]), signal.SIGKILL)
+    return killed, states(folder)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
@@ -609,6 +609,6 @@ def test_a_killed_process_is_started_again_or_stops_the_run_and_resume_goes_on(a
     assert f"Signal 9 (SIGKILL) received by PID {killed}" in text
     assert not (tmp_path / "result.json").exists()
     assert command(*RUN, tmp_path, "--resume") == 0
-    restarted, resumed = json.loads((tmp_path / "run.json").read_text())["resumed"]
+    restarted, resumed = json.loads((tmp_path / "run.json").read_bytes())["resumed"]
     assert 1 <= restarted["epoch"] < resumed["epoch"]
     assert_same(tmp_path, alone)

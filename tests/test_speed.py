@@ -127,7 +127,7 @@ def test_each_rung_keeps_the_switches_before_it_and_ratios_are_of_images(few, mo
         seen.append((config.batch_size, steps, switches))
         assert not model.train().blocks[-1].attn(torch.ones(1, 17, 16)).any()  # always left out
 
-    config = replace(CONFIG, drop_path=1.0)
+    config = replace(CONFIG, drop_path=1 - 1e-9)
     monkeypatch.setattr(speed, "training_work", work)
     monkeypatch.setattr(speed, "seconds", lambda work, device: 2.0)  # every round
     rungs = speed.ladder(tiny, few, config, CPU, large=(64,), steps=2, rounds=3, compile=True)
@@ -186,7 +186,7 @@ def test_time_is_found_for_all_that_a_step_does(few):
 
 def run(part, folder, *more):
     gpu.main([part, "--device", "cpu", "--quick", "--json-dir", str(folder), *more])
-    return json.loads((folder / f"gpu_{part}.json").read_text())
+    return json.loads((folder / f"gpu_{part}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("part", ["ladder", "memory", "profile", "vit_b16"])
@@ -222,7 +222,9 @@ def test_a_part_goes_on_where_it_was_cut_short_but_not_with_other_settings(tmp_p
     assert again["rows"][0] == first[0] and len(again["rows"]) == 2 and again["whole"]
     assert "recorded already" in capsys.readouterr().out
     path = tmp_path / "gpu_fashion.json"
-    path.write_text(path.read_text().replace('"lr": 0.0', '"lr": 0.1'))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"lr": 0.0', '"lr": 0.1'), encoding="utf-8"
+    )
     assert run("fashion", tmp_path, "--seeds", "1")["rows"][0]["config"] == first[0]["config"]
 
 

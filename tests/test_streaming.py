@@ -90,7 +90,7 @@ def test_same_splits_classes_and_numbers_as_load(held_out, tmp_path, monkeypatch
 
 def test_only_other_endings_and_the_sample_are_opened(tmp_path, monkeypatch, capsys):
     photographs(tmp_path)
-    (tmp_path / "cat" / "notes.txt").write_text("I am a shopping list")
+    (tmp_path / "cat" / "notes.txt").write_text("I am a shopping list", encoding="utf-8")
     (tmp_path / "dog" / "00.jpg").rename(tmp_path / "dog" / "no ending")
     opened, whole = [], Image.open
     monkeypatch.setattr(Image, "open", lambda path: opened.append(Path(path)) or whole(path))
@@ -315,7 +315,9 @@ read = data.train.reader(torch.device("cpu"), crop=0.08, workers=1)
 [(images, labels)] = read([torch.tensor([0, 7])], 3)
 print(images.flatten().tolist())
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
+    )
     expected = images(split, [0, 7], seed=3, crop=0.08).flatten().tolist()
     assert (done.stdout, done.stderr) == (f"{expected}\n", "")
 

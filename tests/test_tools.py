@@ -52,7 +52,7 @@ def test_outputs_made_twice_are_the_same_bytes(good):
 
 def test_failing_notebook_is_named_and_left_alone_and_the_others_run(bad, good, tmp_path):
     broken = bad.with_name("02_broken.ipynb")
-    broken.write_text("<<<<<<< HEAD")
+    broken.write_text("<<<<<<< HEAD", encoding="utf-8")
     before = bad.read_bytes()
     results = run_notebooks.run([bad, good, broken])
     assert results[0].error == "cell [2] `y = 0`: ZeroDivisionError: division by zero"
@@ -65,7 +65,7 @@ def test_failing_notebook_is_named_and_left_alone_and_the_others_run(bad, good, 
 def test_pages_and_table(bad, good, tmp_path, capsys, monkeypatch):
     build = tmp_path / "build"
     build.mkdir()
-    (build / "09_stale.html").write_text("an earlier success")
+    (build / "09_stale.html").write_text("an earlier success", encoding="utf-8")
     before = good.read_bytes()
     monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py"])
@@ -79,19 +79,21 @@ def test_pages_and_table(bad, good, tmp_path, capsys, monkeypatch):
 
     kinds = [f"{path.stem}{kind}" for path in (bad, good) for kind in (".html", ".ipynb")]
     assert sorted(p.name for p in build.iterdir()) == [*kinds, "index.html"]
-    index = (build / "index.html").read_text()
+    index = (build / "index.html").read_text(encoding="utf-8")
     assert '<a href="01_good.html">01  Good</a>' in index
     assert "two times two is 4" in index and "FAILED at cell [2]" in index
-    assert "two times two is 4" in (build / "01_good.html").read_text()
+    assert "two times two is 4" in (build / "01_good.html").read_text(encoding="utf-8")
     assert good.read_bytes() == before
 
 
 def test_ctrl_c_stops_the_whole_run(bad, good):
     begun = bad.with_name("begun")
     slow = f"import time\\nopen({str(begun)!r}, 'w').close()\\ntime.sleep(60)"
-    bad.write_text(bad.read_text().replace("x = 1", slow))
+    bad.write_text(bad.read_text(encoding="utf-8").replace("x = 1", slow), encoding="utf-8")
     runner = [sys.executable, run_notebooks.__file__, "--inplace", bad, good]
-    process = subprocess.Popen(runner, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        runner, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     deadline = time.monotonic() + 60
     while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -101,8 +103,10 @@ def test_ctrl_c_stops_the_whole_run(bad, good):
 
 
 def test_cells_without_ids_get_the_same_ids_each_time(good):
-    text = good.read_text().replace('"nbformat_minor": 5', '"nbformat_minor": 4')
-    good.write_text("\n".join(line for line in text.splitlines() if '   "id":' not in line))
+    text = good.read_text(encoding="utf-8").replace('"nbformat_minor": 5', '"nbformat_minor": 4')
+    good.write_text(
+        "\n".join(line for line in text.splitlines() if '   "id":' not in line), encoding="utf-8"
+    )
     ids = [cell.id for cell in run_notebooks.read(good).cells]
     assert ids == ["cell-00", "cell-01", "cell-02", "cell-03"]
 
@@ -113,11 +117,18 @@ def test_cells_without_ids_get_the_same_ids_each_time(good):
 @pytest.fixture
 def project(tmp_path, write_notebook):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "README.md").write_text("# Us <!-- colab:00_a -->\n| 01 | <!-- colab:01_b --> |\n")
+    (tmp_path / "README.md").write_text(
+        "# Us <!-- colab:00_a -->\n| 01 | <!-- colab:01_b --> |\n", encoding="utf-8"
+    )
     for name in ("00_a", "01_b"):
         cells = ["# T\n\nText.", [set_address.setup_cell("")], "More.", ["x = 1"]]
         path = write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", *cells)
-        path.write_text(path.read_text().replace('"execution_count": null', '"execution_count": 3'))
+        path.write_text(
+            path.read_text(encoding="utf-8").replace(
+                '"execution_count": null', '"execution_count": 3'
+            ),
+            encoding="utf-8",
+        )
     set_address.set_address("https://github.com/first/one", tmp_path)
     return tmp_path
 
@@ -131,7 +142,7 @@ def test_address_goes_everywhere_and_replaces_another(project):
     assert set_address.address(project) == URL
     assert not [p for p, content in contents(project).items() if b"first/one" in content]
     link = "https://colab.research.google.com/github/owner/repository/blob/main/notebooks"
-    readme = (project / "README.md").read_text().splitlines()
+    readme = (project / "README.md").read_text(encoding="utf-8").splitlines()
     assert readme[0].startswith("# Us <!-- colab:00_a --> [![Open In Colab](")
     assert readme[0].endswith(f"({link}/00_a.ipynb)")
     assert readme[1].endswith(f"({link}/01_b.ipynb) |")
@@ -169,7 +180,7 @@ def test_address_is_refused_in_one_line(given, monkeypatch):
 
 
 def run_tests(tmp_path, *lines):
-    (tmp_path / "test_x.py").write_text("\n".join(["import pytest", *lines]))
+    (tmp_path / "test_x.py").write_text("\n".join(["import pytest", *lines]), encoding="utf-8")
     return test_all.check(["pytest", "-q", "-p", "no:cacheprovider", "test_x.py"], tmp_path)
 
 
@@ -233,7 +244,12 @@ def test_installed_elsewhere_all_rooms_are_whole(tmp_path):
     program = program.replace("lab.task_trials, ", "lab.task_trials, lab.trials, ")
     environment = os.environ | {"PYTHONPATH": str(site)}
     run = subprocess.run(
-        [sys.executable, "-c", program], cwd=work, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("360\nnothing is recorded of 'base'")
@@ -276,7 +292,7 @@ def set_up(tmp_path):
         (bin_ / name).symlink_to(shutil.which(name))
     programs = {"python3": FAKE_PYTHON, "df": '#!/bin/sh\necho head\necho "/ 1 1 $FAKE_FREE 1"'}
     for name, text in programs.items():
-        (bin_ / name).write_text(text)
+        (bin_ / name).write_text(text, encoding="utf-8")
         (bin_ / name).chmod(0o755)
 
     def run(**settings):
@@ -289,6 +305,7 @@ def set_up(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
         )
         return done.returncode, done.stdout
 
@@ -301,19 +318,21 @@ def test_setup_once(set_up):
     assert code == 0
     assert said.startswith("Setting up .venv with Python 3.11.7: about ")
     assert "  Downloading torch-2.15.0.whl (539.1 MB)\n" in said
-    assert (set_up.folder / ".venv/site/vit_from_nothing.pth").read_text() == "../../../..\n"
+    assert (set_up.folder / ".venv/site/vit_from_nothing.pth").read_text(
+        encoding="utf-8"
+    ) == "../../../..\n"
     assert (set_up.folder / ".venv/.complete").exists()
     assert not (set_up.folder / ".venv/tmp").exists()
     assert set_up() == (0, "")
-    assert len((set_up.folder / "pip-calls").read_text().splitlines()) == 1
+    assert len((set_up.folder / "pip-calls").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_setup_again_when_the_requirements_changed_and_with_the_index_given(set_up):
     set_up()
-    with open(set_up.folder / "constraints.txt", "a") as file:
+    with open(set_up.folder / "constraints.txt", "a", encoding="utf-8") as file:
         file.write("another==1.0\n")
     assert set_up(TORCH_INDEX="https://example.org/cpu wheels")[1].startswith("Setting up")
-    call = (set_up.folder / "pip-calls").read_text().splitlines()[-1]
+    call = (set_up.folder / "pip-calls").read_text(encoding="utf-8").splitlines()[-1]
     assert "--extra-index-url https://example.org/cpu wheels -r requirements-dev.txt -c con" in call
 
 
@@ -345,7 +364,9 @@ def test_setup_says_in_one_line_what_to_do(set_up, settings, words):
 
 def test_makefile_names_its_targets():
     make = shutil.which("make") or pytest.skip("no make here")
-    said = subprocess.run([make, "-s"], cwd=ROOT, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [make, "-s"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
+    ).stdout
     names = "lab run check test notebooks bench pretrained address clean"
     assert [line.split()[1] for line in said.splitlines()] == names.split()
 
@@ -353,4 +374,4 @@ def test_makefile_names_its_targets():
 def test_ci_calls_make_test():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR and os.access(script, os.X_OK)
-    assert script.read_text().rstrip().endswith("\nexec make test")
+    assert script.read_text(encoding="utf-8").rstrip().endswith("\nexec make test")

@@ -266,8 +266,8 @@ def test_a_terminal_and_a_notebook_train_the_same_model(tmp_path, capsys):
     model = VisionTransformer(**(sizes | {"depth": 2}))
     history = fit(model, data, TrainConfig(**settings | dict(epochs=2, seed=3, device="cpu")))
     assert same_weights(load_checkpoint(tmp_path / "last.safetensors")[0], model)
-    result = json.loads((tmp_path / "x.json").read_text())
-    assert result == json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert result == json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["config"]["seed"] == 3 and result["model"]["depth"] == 2
     assert result["model"]["patch_size"] == 2 and result["config"]["lr"] == 5e-3  # the recipe's own
     assert result["test_accuracy"] == history.test_accuracy
@@ -293,7 +293,7 @@ def test_every_run_gets_a_folder_and_resume_takes_the_last(tmp_path, monkeypatch
 
 def test_the_command_says_what_is_wrong_in_one_line(capsys):
     words = [sys.executable, "-m", "helpers.train", "--data", "digit", "--epochs", "1"]
-    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert run.returncode == 1 and run.stderr.startswith("error: ") and "digits" in run.stderr
     assert "Traceback" not in run.stderr
     for wrong, reason in ((("--num-heads", 7), "num_heads is 7"), (("--fsdp",), "torchrun")):

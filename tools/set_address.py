@@ -65,7 +65,7 @@ def set_address(url, root=ROOT):
 
     def save(path, old, new):
         if new != old:
-            path.write_text(new, encoding="utf-8")
+            path.write_text(new, encoding="utf-8", newline="\n")
             changed.append(path)
 
     for name, update in (("pyproject.toml", update_project), ("README.md", update_readme)):
