@@ -436,6 +436,13 @@ def test_the_variant_that_fits_is_named(variant, changes, code):
     assert refused("do not fit", load_pretrained, ours(), state).endswith(text)
 
 
+def test_the_advised_model_has_the_eps_that_was_told():
+    text = refused(
+        "do not fit", load_pretrained, ours(depth=2, norm_eps=1e-5), of_timm().state_dict()
+    )
+    assert "'norm_eps': 1e-05" in text
+
+
 @pytest.mark.parametrize("D, M", [(11, 15), (53, 19)])  # widths for which M / D * D is not M
 def test_the_model_that_a_message_says_fits(D, M):
     peer = of_timm(embed_dim=D, num_heads=1, mlp_ratio=(M + 0.5) / D, in_chans=1, depth=2)
@@ -488,10 +495,14 @@ def test_advice_is_followed_and_helps(case):
 
 
 def test_no_advice_where_none_would_help():
-    for changes in ({"blocks.1.norm1.weight": torch.ones(7)}, {"pos_embed": torch.ones(1, 1, 40)}):
+    for changes in (
+        {"blocks.1.norm1.weight": torch.ones(7)},
+        {"pos_embed": torch.ones(1, 1, 40)},
+        {"blocks.1.attn.q_bias": torch.ones(40)},
+    ):
         state = of_timm().state_dict() | changes
         text = refused("do not fit", load_pretrained, ours(depth=2), state)
-        assert "build" not in text and "weights of V" not in text
+        assert "build" not in text and "weights of V" not in text and "give a dict" not in text
 
 
 # A model from a file alone

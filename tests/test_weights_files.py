@@ -221,6 +221,12 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     with pytest.raises(PermissionError, match="not yours"):
         load_pretrained(ours(), tmp_path / "vit.pth")
 
+    def bold(*arguments, **options):
+        raise RuntimeError("\x1b[1mbroken\x1b[0m")
+
+    monkeypatch.setattr(torch, "load", bold)
+    refused("RuntimeError: broken.", load_pretrained, ours(), tmp_path / "vit.pth")
+
 
 # Hugging Face
 
@@ -318,6 +324,11 @@ def test_hugging_faces_folder(tmp_path, kind):
     text = refused("norm_eps is 1e-05 there and 1e-06 here", load_pretrained, ours(), folder)
     advised = eval(text.split("the weights of ")[-1], {"VisionTransformer": VisionTransformer})
     assert load_pretrained(advised, folder) == report
+    written(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(dict(do_normalize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)), "utf-8"
+    )
+    assert model_from(folder)[1].normalisation is None
     if kind == "parts":
         (folder / "model-00002-of-00002.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match="parts .* not beside it: model-00002-of-00002"):
@@ -355,6 +366,9 @@ def test_folders_and_configs_that_do_not_help(tmp_path):
     ("use_mean_pooling", True, "a mean of the patches"),
     ("norm_first", False, "norms after"),
     ("normalize_before", False, "norms after"),
+    ("pre_norm", False, "norms after"),
+    ("norm_order", "post", "norms after"),
+    ("pooling_type", "mean", "by their names and shapes it is token"),
     ("use_post_norm", True, "norms after"),
 ])  # fmt: skip
 @pytest.mark.parametrize("where", ["config.json", "metadata", "checkpoint"])
@@ -368,7 +382,8 @@ def test_what_a_config_says_and_we_cannot_be(tmp_path, name, value, what, where)
         save_file(state, path, metadata={name: value if isinstance(value, str) else str(value)})
     else:
         torch.save({"state_dict": state, "hyper_parameters": {name: value}}, path)
-    text = refused([name, what], model_from, path, num_heads=5)
+    word = "global_pool" if "by their names" in what else name
+    text = refused([word, what], model_from, path, num_heads=5)
     assert "\n" not in text
 
 
@@ -430,11 +445,16 @@ def test_a_number_of_heads_that_is_assumed_is_warned_about():
     state = table_model(384, heads=12).state_dict()  # MoCo v3's ViT-S: 12 heads, not 6
     no_bias = {n: w for n, w in state.items() if "qkv.bias" not in n}
     averaged = table_model(384, heads=6, global_pool="avg").state_dict()
+    apart = {}
+    for name, w in state.items():
+        to = [name.replace("qkv", c) for c in "qkv"] if "qkv" in name else [name]
+        apart |= dict(zip(to, w.chunk(len(to)), strict=True))
     for names, why in (
         ({f"module.{n}": w for n, w in state.items()}, "prefix 'module.'"),
         (state | {"n_averaged": torch.tensor(3)}, "n_averaged beside them"),
         (hugging_face(state), "without config.json"),
         (no_bias, "no bias of q, k and v"),
+        (apart, "q, k and v apart"),
         (averaged, "no class token"),
     ):
         with pytest.warns(UserWarning, match="num_heads=6 is assumed") as seen:
@@ -619,6 +639,9 @@ def test_any_other_head_falls_to_a_new_one(head):
     assert not model.head.weight.any() and torch.equal(model.norm.weight, peer.norm.weight)
     assert load_pretrained(ours(num_classes=0), state).head == "left out"
     refused("give num_classes for a new head, 0 for none", model_from, state, num_heads=5)
+    beside = {f"vit.{n}": w for n, w in state.items()} | {"neck.weight": torch.ones(2, 2)}
+    refused("key='vit' reads only", model_from, beside, num_heads=5)  # what helps comes first
+    refused("give num_classes", model_from, beside, num_heads=5, key="vit")
     for K, done in ((7, "new"), (0, "left out")):
         assert model_from(state, num_heads=5, num_classes=K)[1].head == done
 

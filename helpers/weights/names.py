@@ -163,7 +163,8 @@ LAYOUTS = (
 AVERAGED = r"(^|[._])(ema|swa|averaged?|avg|shadow|momentum)([._]|$)"
 USUAL = r"((state_dict|model|model_state_dict|weights|module|_orig_mod|params|opt\.target)(\.|$))*"
 
-WRAPPED = r"(?<![^.])_(orig_mod|checkpoint_wrapped_module|fsdp_wrapped_module)\."  # torch's own
+# What torch itself puts into a name, wherever, when it compiles or shards a part.
+WRAPPED = r"(?<![^.])_(orig_mod|checkpoint_wrapped_module|fsdp_wrapped_module)\."
 
 # A classifier by another name than the table's: read if it is one linear layer.
 HEADS = r"(heads?|fc|classifier|(last_)?linear|(mlp|cls|class|classification)_head|out|output)\."
@@ -198,21 +199,13 @@ CONFIG_FACTS = (
      "another activation than the exact GELU"),
     ("activation", "(use_)?quick_gelu", "false", "another activation than the exact GELU"),
     ("norm_order", r"norm_first|normalize_before|do_layer_norm_before", "true", "norms after"),
-    ("norm_order", r"(use_|res_)?post_norm", "false", "norms after"),
-    ("norm_order", r"(layer)?norm_(order|position|style)", "pre.*|before", "norms after"),
-    ("global_pool", "global_pool|pool|pooling", "token|tok|cls|avg|gap|mean", "another pooling"),
+    ("norm_order", r"(is_)?pre_?(layer_?)?(norm|ln)", "true", "norms after"),
+    ("norm_order", r"(use_|res_|is_)?post_?(layer_?)?(norm|ln)", "false", "norms after"),
+    ("norm_order", r"(layer_?)?norm_(order|position|style|mode)", "pre.*|before", "norms after"),
+    ("global_pool", r"(global_)?pool(ing)?(_(type|mode|method))?",
+     "token|tok|cls|cls_token|class_token|first|avg|average|gap|mean", "another pooling"),
     ("mean_pooling", "use_mean_pooling", "false", "a mean of the patches after a class token"),
 )  # fmt: skip
-POOLS = {
-    "token": "token",
-    "tok": "token",
-    "cls": "token",
-    "avg": "avg",
-    "gap": "avg",
-    "mean": "avg",
-}
-
-
 # How each library resizes a grid of positions: the arguments of torch's F.interpolate.
 # official: scipy.ndimage.zoom(order=1), which is bilinear with the corners kept.
 INTERPOLATIONS = {
@@ -278,5 +271,6 @@ def told(configs):
     if flat.get("do_normalize") is False:
         said = {name: value for name, value in said.items() if name not in ("mean", "std")}
     if "global_pool" in said:
-        said["global_pool"] = POOLS[str(said["global_pool"]).lower()]
+        mean = str(said["global_pool"]).lower() in ("avg", "average", "gap", "mean")
+        said["global_pool"] = "avg" if mean else "token"
     return said
