@@ -329,3 +329,65 @@ def test_live_in_jupyterlab_and_notebook_7(chromium, shown_notebook, tmp_path):
     finally:
         os.killpg(server.pid, signal.SIGTERM)  # the kernel too, which has this group
         server.wait(20)
+
+
+@pytest.fixture
+def alone(chromium, tmp_path):
+    """alone(width, dark): the explorer by itself in a page of that width -> its root."""
+    page = explorer(build("token"), images, data, TITLES).data
+    path = tmp_path / "alone.html"
+    head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+    path.write_text(head + page, encoding="utf-8")
+
+    def show(width, dark):
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        size = dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        chromium.get(path.as_uri())
+        (root,) = find(chromium, ".vit-explorer:has(.vx-live)", 1)
+        return root
+
+    yield show
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+LOOK = """
+const root = arguments[0], rgba = text => text.match(/[\\d.]+/g).map(Number);
+const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+  .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+const ground = e => {
+  for (; e; e = e.parentElement) {
+    const c = rgba(getComputedStyle(e).backgroundColor);
+    if (c[3] !== 0) return c;
+  }
+  return [255, 255, 255];
+};
+return [...root.querySelectorAll("*")].filter(e => e.checkVisibility()).map(e => {
+  const speaks = [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim());
+  const pair = [light(rgba(getComputedStyle(e).color)), light(ground(e))].sort((a, b) => b - a);
+  const box = e.getBoundingClientRect(), size = parseFloat(getComputedStyle(e).fontSize);
+  return {name: e.tagName + "." + e.className, speaks, size, contrast: (pair[0] + 0.05) /
+    (pair[1] + 0.05), left: box.left, right: box.right, width: box.width, cell:
+    e.getAttribute("role") == "gridcell"};
+});
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1100, 340])
+def test_it_can_be_read_in_a_dark_system_and_on_a_narrow_page(chromium, alone, width, dark):
+    root = alone(width, dark)
+    paper = chromium.execute_script("return getComputedStyle(arguments[0]).backgroundColor", root)
+    assert paper == ("rgb(22, 22, 22)" if dark else "rgb(255, 255, 255)")
+    parts = chromium.execute_script(LOOK, root)
+    words = [part for part in parts if part["speaks"]]
+    assert len(words) > 20
+    assert [w for w in words if w["contrast"] < 4.5 or w["size"] < 11] == []  # WCAG's AA
+    assert [p for p in parts if p["left"] < 0 or p["right"] > width + 0.5] == []
+    page = "return document.documentElement.scrollWidth"
+    assert chromium.execute_script(page) <= width  # nothing to scroll sideways
+    assert min(part["width"] for part in parts if part["cell"]) >= 24  # a finger finds a patch
+    Shown(chromium, root, build("token")).must_show(0, 2, 4, 0)

@@ -1,5 +1,6 @@
 """lab/gaps.py: what counts as a difference, and how it is printed."""
 
+import numpy as np
 import pytest
 
 from lab.gaps import Gap, both, by_numbers, compare, recorded, steps, table
@@ -20,6 +21,20 @@ def test_a_gap_has_both_noises():
     assert Gap(2.01, 0.6, 0.8).counts and not Gap(1.99, 0.6, 0.8).counts
     verdicts = {-2.01: "counts", 1.3: "(seeds)", -1.3: "(seeds)", 1.1: ""}
     assert {points: Gap(points, 0.6, 0.8).verdict for points in verdicts} == verdicts
+
+
+@pytest.mark.parametrize("seeds, images, mean", [(2, 360, 0.97), (5, 360, 0.9), (3, 2000, 0.84)])
+def test_two_of_the_same_rarely_count_as_different(seeds, images, mean):
+    """A against A: trained alike, tested on the same images, of which some are hard for all."""
+    draw, trials = np.random.default_rng(0), 500
+    chances = draw.beta(2 * mean, 2 * (1 - mean), images)  # each image's, to be answered rightly
+    gaps = []
+    for _ in range(trials):
+        tests = draw.binomial(1, chances, (2, seeds, images)).mean(axis=2)
+        tests = (tests + draw.normal(0, 0.003, tests.shape)).clip(0, 1)  # and runs differ
+        gaps.append(compare(*(a_record(*test, images=images) for test in tests)))
+    assert sum(gap.counts for gap in gaps) < 0.05 * trials
+    assert sum(gap.verdict != "" for gap in gaps) > 0.05 * trials  # by the seeds alone: too often
 
 
 def test_one_run_has_no_spread_and_images_must_be_the_same():

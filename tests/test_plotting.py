@@ -57,6 +57,19 @@ def overlap(a, b):
     return min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0)
 
 
+def test_the_seven_colours_mean_the_same_on_every_page():
+    """Stored figures and the series' readers know them: no change without all pages made again."""
+    assert dict(list(COLORS.items())[:7]) == {
+        "patches": "#CC79A7",
+        "positions": "#7E57C2",
+        "class token": "#E69F00",
+        "queries": "#0072B2",
+        "keys": "#D55E00",
+        "values": "#009E73",
+        "residual": "#8A8A8A",
+    }
+
+
 def test_show_images_draws_all_and_marks_the_wrong_ones():
     images = torch.stack([image() + i for i in range(5)])
     figure = plotting.show_images(images, list("abcde"), cols=3, correct=[True, False] * 2 + [True])
@@ -121,6 +134,19 @@ def test_training_curves_end_in_their_last_values():
         assert [line.get_label() for line in ax.get_lines()] == ["train"]
     with pytest.raises(ValueError, match="no epoch"):
         drawn()
+
+
+@pytest.mark.parametrize("first, last", [(1, 1), (1, 2), (1, 3), (1, 7), (4, 9), (1, 30), (21, 80)])
+def test_ticks_of_training_curves_are_whole_epochs(first, last):
+    losses = dict(train_loss=1.0, validation_loss=1.0, train_accuracy=0.5, validation_accuracy=0.5)
+    epochs = [SimpleNamespace(epoch=epoch, **losses) for epoch in range(first, last + 1)]
+    figure = plotting.training_curves(SimpleNamespace(epochs=epochs))
+    figure.canvas.draw()
+    for ax in figure.axes:
+        ticks, labels = ax.get_xticks(), words(ax.get_xticklabels())
+        assert len(ticks) >= min(2, last + 1 - first) and len(set(ticks)) == len(ticks) < 12
+        assert all(tick in range(first, last + 1) for tick in ticks)
+        assert labels == [str(int(tick)) for tick in ticks]
 
 
 def test_numbers_and_heatmaps_draw_what_they_are_given_on_one_scale():

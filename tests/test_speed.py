@@ -12,12 +12,14 @@ import torch
 from helpers import training
 from helpers.data import Split, load
 from helpers.model import VisionTransformer, create_vit
+from helpers.scale.streaming import FileSplit
 from helpers.training import TrainConfig, fit
 from lab import speed
 from tests.notebook_rules import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
+import streaming
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(batch_size=16, device="cpu", precision="float32", epochs=1)
@@ -118,6 +120,9 @@ def test_batches_never_end_and_are_full(few):
     assert not torch.equal(drawn[0][1], drawn[4][1])  # another order in the second epoch
     with pytest.raises(ValueError, match="70 training images do not make a batch of 128"):
         next(speed.endless(few, replace(CONFIG, batch_size=128), CPU))
+    nothing = replace(few, train=Split(few.train.images[:0], few.train.labels[:0]))
+    with pytest.raises(ValueError, match="0 training images do not make a batch of 16"):
+        speed.ladder(tiny, nothing, CONFIG, CPU)
 
 
 def test_each_rung_keeps_the_switches_before_it_and_ratios_are_of_images(few, monkeypatch):
@@ -179,6 +184,35 @@ def test_time_is_found_for_all_that_a_step_does(few):
     for kind in set(times) - {"rest", "copies"}:
         assert times[kind] > 0, kind
     assert sum(times.values()) < 30
+
+
+# benchmarks/streaming.py
+
+
+@pytest.mark.parametrize("count, size, workers", [(10, 4, 0), (10, 4, 2), (3, 4, 0), (1, 8, 3)])
+def test_images_a_second_are_of_whole_batches_also_beyond_a_split_s_end(
+    count, size, workers, monkeypatch
+):
+    now, asked = [0.0], []
+
+    def read(batches):
+        for numbers in batches:
+            asked.append(numbers.tolist())
+            now[0] += 0.5 * len(numbers)
+            yield numbers, numbers
+
+    monkeypatch.setattr(streaming, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    split = type("S", (), {"__len__": lambda _: count, "reader": lambda *_, **__: read})()
+    found = streaming.images_per_second(split, batch_size=size, workers=workers, limit=9)
+    assert found == pytest.approx(2)
+    assert {len(batch) for batch in asked} == {size}  # whole, however small the split
+    assert sum(asked, []) == [i % count for i in range(len(asked) * size)]
+    assert (len(asked) - max(1, workers)) * size >= 9  # those before the clock starts left out
+
+
+def test_an_empty_split_has_no_speed():
+    with pytest.raises(ValueError, match="the split is empty: there is nothing to measure"):
+        streaming.images_per_second(FileSplit((), torch.zeros(0), 8), batch_size=4, workers=0)
 
 
 # benchmarks/gpu.py
