@@ -167,7 +167,7 @@ def shown_notebook(tmp_path_factory, chromium):
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(one) for one in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    NotebookClient(notebook, kernel_name="python3", timeout=600).execute()
     path = tmp_path_factory.mktemp("notebook") / "shown.ipynb"
     nbformat.write(notebook, path)
     page = HTMLExporter().from_notebook_node(notebook)[0]
@@ -175,7 +175,7 @@ def shown_notebook(tmp_path_factory, chromium):
     return path
 
 
-def wait(condition, seconds=60):
+def wait(condition, seconds=300):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"waited {seconds} s in vain"
@@ -328,7 +328,7 @@ def test_live_in_jupyterlab_and_notebook_7(chromium, shown_notebook, tmp_path):
         assert [url for url in requests(chromium) if not url.startswith(address)] == []
     finally:
         os.killpg(server.pid, signal.SIGTERM)  # the kernel too, which has this group
-        server.wait(20)
+        server.wait(120)
 
 
 @pytest.fixture

@@ -39,8 +39,11 @@ def tiny(**changes):
 
 
 def test_a_race_times_everyone_in_turns_and_the_clock_waits_for_the_device(monkeypatch):
-    assert 0.05 <= speed.seconds(lambda: time.sleep(0.05), CPU) < 2
-    calls = []
+    clock, calls = iter([7.0, 7.25]), []
+    with monkeypatch.context() as patch:
+        patch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        assert speed.seconds(lambda: calls.append("work"), CPU) == 0.25
+    assert calls.pop() == "work"
     works = {name: lambda name=name: calls.append(name) for name in "abc"}
     times = speed.race(works, 3, CPU)
     assert calls == list("abcbcacab") and all(len(t) == 3 for t in times.values())
@@ -179,11 +182,13 @@ def test_an_operation_s_kind_is_its_region_s_or_its_name_s():
 
 def test_time_is_found_for_all_that_a_step_does(few):
     work = speed.training_work(tiny(), few, replace(CONFIG, ema=0.9), CPU, steps=2)
+    began = time.perf_counter()
     times = speed.time_by_kind(work, CPU)
+    took = time.perf_counter() - began
     assert set(times) == {*speed.KINDS, "augmentation", "rest"} - {"compiled"}
     for kind in set(times) - {"rest", "copies"}:
         assert times[kind] > 0, kind
-    assert sum(times.values()) < 30
+    assert sum(times.values()) < 2 * took  # seconds: nested operations do not count twice
 
 
 # benchmarks/streaming.py
