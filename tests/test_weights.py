@@ -405,6 +405,15 @@ def test_missing_left_over_and_other_shapes():
     refused("missing: cls_token", load_pretrained, ours(), state)
 
 
+@pytest.mark.parametrize("library", [lambda w: w, official], ids=["timm", "official"])
+def test_no_tensor_may_be_missing_or_smaller(library):
+    state = library(of_timm().state_dict())
+    for name, w in state.items():
+        for changed in ({n: w for n, w in state.items() if n != name}, state | {name: w[:-1]}):
+            if name != "pos_embed" or changed.get(name) is None:
+                refused("", load_pretrained, ours(), changed)
+
+
 def test_names_in_a_message_are_the_sources():
     arrays = official(of_timm().state_dict())
     block = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1"

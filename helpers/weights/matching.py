@@ -183,7 +183,8 @@ def _without(prefix, weights):
             continue
         else:
             short = name[commonprefix([name, prefix]).rfind(".") + 1 :]
-        layers = enumerate(value) if short.startswith(stack) else [("", value)]
+        stacked = short.startswith(stack) and getattr(value, "ndim", 0)
+        layers = enumerate(value) if stacked else [("", value)]
         for i, layer in layers:
             here = short.replace(stack, f"Transformer/encoderblock_{i}/")
             plain.setdefault(here, []).append((name, layer))
@@ -218,7 +219,9 @@ def _converted(layout, prefix, own, taken, left):
             if re.search(pattern, name):
                 aside = named[name][0][0].startswith(prefix)
                 aside = "" if aside else f". key={taken!r} reads only what is under that name"
-                raise ValueError(f"{name} is {what}: a plain ViT would answer wrongly{aside}")
+                raise ValueError(
+                    f"{name} is {what}: a plain ViT would answer wrongly with it{aside}"
+                )
     theirs = {short: those[0][1] for short, those in named.items() if _is_weight(those[0][1])}
     start = next(r.theirs[0] for r in layout.rows if "{i}" in r.ours).partition("{i}")[0]
     blocks = (re.match(re.escape(start) + r"(\d+)", name) for name in named)
@@ -256,22 +259,29 @@ def _converted(layout, prefix, own, taken, left):
     if weight and theirs[weight].ndim == 2 and not {*heads} - {weight, weight[:-6] + "bias"}:
         for name in heads:  # one linear layer by another name
             claim("head." + name.rpartition(".")[2], [name], "as it is")
+        if len(heads) == 1 and weight:
+            matrix = found.tensors["head.weight"]
+            found.tensors["head.bias"] = matrix.new_zeros(len(matrix))
+            found.zeros.append(weight[:-6] + "bias")
         heads = []
     elif "head.weight" not in claimed:
         found.other_head, heads = heads, []
     found.left_over = [n for n in rest if n in heads or not re.match(tables.HEADS, n)]
     found.loose = not any(n.startswith(start) for n in found.left_over)
     found.outside = not any(named[n][0][0].startswith(prefix) for n in found.left_over)
-    body = found.tensors.get("pre_logits.0.weight", found.tensors.get("patch_embed.proj.weight"))
-    head = found.tensors.get("head.weight")
-    if body is not None and head is not None and head.shape[1:] != body.shape[:1]:
-        found.other_head = claimed["head.weight"] + claimed.get("head.bias", [])
+    width = found.tensors.get("pre_logits.0.weight", found.tensors.get("patch_embed.proj.weight"))
+    head = found.tensors.get("head.weight", torch.empty(0))  # a bias alone is no head either
+    bias = found.tensors.get("head.bias", head)
+    if width is not None and (head.shape[1:], bias.shape[:1]) != (width.shape[:1], head.shape[:1]):
+        found.other_head += claimed.get("head.weight", []) + claimed.get("head.bias", [])
         found.tensors = {n: w for n, w in found.tensors.items() if not n.startswith("head.")}
     _fill(found)
     lacking = [
         f"{layout.names(ours)[0]} of {axes} axes"
         for ours, axes in ESSENTIAL.items()
-        if ours not in found.tensors or found.tensors[ours].ndim != axes
+        if ours not in found.tensors
+        or found.tensors[ours].ndim != axes
+        or not found.tensors[ours].numel()
     ]
     if lacking:
         raise ValueError(
@@ -282,7 +292,7 @@ def _converted(layout, prefix, own, taken, left):
         (layout.name != "Hugging Face", "without config.json"),
         (not prefix or prefix.endswith("/"), f"prefix {prefix!r}"),
         (not found.aside, f"{few(found.aside)} beside them"),
-        (not any("qkv" in name for name in found.zeros), "no bias of q, k and v"),
+        ("blocks.0.attn.qkv.bias" in claimed, "no bias of q, k and v"),
         (layout.name != "timm" or not split, "q, k and v apart"),
         ("cls_token" in found.tensors, "no class token"),
     ) if not sure), "")  # fmt: skip
@@ -290,14 +300,12 @@ def _converted(layout, prefix, own, taken, left):
 
 
 def _fill(found):
-    """Zeros for layers without a bias, in whatever block."""
-    w = found.tensors
-    for general in tables.ZEROS:
-        names = [general.format(i=i) for i in range(found.depth if "{i}" in general else 1)]
-        matrices = [w.get(name.replace("bias", "weight")) for name in names]
-        if not any(name in w for name in names) and all(m is not None for m in matrices):
-            w |= {name: m.new_zeros(len(m)) for name, m in zip(names, matrices, strict=True)}
-            found.zeros += [n for name in names for n in found.layout.names(name)]
+    """Zeros for the bias of q, k and v, if no block has one."""
+    w, names = found.tensors, [f"blocks.{i}.attn.qkv.bias" for i in range(found.depth)]
+    matrices = [w.get(name.replace("bias", "weight")) for name in names]
+    if not any(name in w for name in names) and all(m is not None and m.ndim for m in matrices):
+        w |= {name: m.new_zeros(len(m)) for name, m in zip(names, matrices, strict=True)}
+        found.zeros += [n for name in names for n in found.layout.names(name)]
 
 
 def _believe(found, configs):

@@ -174,7 +174,6 @@ EXTRAS = (
     r"(^|\.)(n_averaged|num_batches_tracked|total_ops|total_params|position_ids)$"
     r"|^(criterion|loss|loss_fn|(\w+_)?metrics?|(\w+_)?acc(uracy)?)\.|^pooler\."
 )
-ZEROS = ("blocks.{i}.attn.qkv.bias", "head.bias")  # in no block at all: a layer without a bias
 
 # What a config beside the weights may say: our word | its words. Parts of it are looked through.
 CONFIG = {
