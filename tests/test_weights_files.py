@@ -623,8 +623,9 @@ def test_heads_by_other_names(name):
     nn.Sequential(nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 10)),
     nn.Sequential(nn.LayerNorm(40), nn.Linear(40, 10)),
     nn.Linear(80, 10),
+    nn.Linear(80, 10, bias=False),
     nn.utils.parametrizations.weight_norm(nn.Linear(40, 10)),
-], ids=["two", "norm", "wide", "weight norm"])  # fmt: skip
+], ids=["two", "norm", "wide", "wide, no bias", "weight norm"])  # fmt: skip
 def test_any_other_head_falls_to_a_new_one(head):
     peer = of_timm()
     peer.head = head

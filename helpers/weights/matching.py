@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
@@ -211,17 +212,19 @@ def _tensor(name, value):
     return value.detach()
 
 
+def _refuse(named, prefix, taken):
+    """ValueError for names of models that compute something else."""
+    for name, (pattern, what) in product(named, tables.REFUSED):
+        if re.search(pattern, name):
+            inside = named[name][0][0].startswith(prefix)
+            more = "" if inside else f". key={taken!r} reads only what is under that name"
+            raise ValueError(f"{name} is {what}: a plain ViT would answer wrongly with it{more}")
+
+
 def _converted(layout, prefix, own, taken, left):
     """Every row of the layout's table whose names are there, for every block -> Source."""
     named = _without(prefix, own)
-    for name in named:
-        for pattern, what in tables.REFUSED:
-            if re.search(pattern, name):
-                aside = named[name][0][0].startswith(prefix)
-                aside = "" if aside else f". key={taken!r} reads only what is under that name"
-                raise ValueError(
-                    f"{name} is {what}: a plain ViT would answer wrongly with it{aside}"
-                )
+    _refuse(named, prefix, taken)
     theirs = {short: those[0][1] for short, those in named.items() if _is_weight(those[0][1])}
     start = next(r.theirs[0] for r in layout.rows if "{i}" in r.ours).partition("{i}")[0]
     blocks = (re.match(re.escape(start) + r"(\d+)", name) for name in named)
@@ -259,9 +262,8 @@ def _converted(layout, prefix, own, taken, left):
     if weight and theirs[weight].ndim == 2 and not {*heads} - {weight, weight[:-6] + "bias"}:
         for name in heads:  # one linear layer by another name
             claim("head." + name.rpartition(".")[2], [name], "as it is")
-        if len(heads) == 1 and weight:
-            matrix = found.tensors["head.weight"]
-            found.tensors["head.bias"] = matrix.new_zeros(len(matrix))
+        if len(heads) == 1:  # without a bias
+            found.tensors["head.bias"] = torch.zeros(len(theirs[weight]))
             found.zeros.append(weight[:-6] + "bias")
         heads = []
     elif "head.weight" not in claimed:
@@ -269,24 +271,9 @@ def _converted(layout, prefix, own, taken, left):
     found.left_over = [n for n in rest if n in heads or not re.match(tables.HEADS, n)]
     found.loose = not any(n.startswith(start) for n in found.left_over)
     found.outside = not any(named[n][0][0].startswith(prefix) for n in found.left_over)
-    width = found.tensors.get("pre_logits.0.weight", found.tensors.get("patch_embed.proj.weight"))
-    head = found.tensors.get("head.weight", torch.empty(0))  # a bias alone is no head either
-    bias = found.tensors.get("head.bias", head)
-    if width is not None and (head.shape[1:], bias.shape[:1]) != (width.shape[:1], head.shape[:1]):
-        found.other_head += claimed.get("head.weight", []) + claimed.get("head.bias", [])
-        found.tensors = {n: w for n, w in found.tensors.items() if not n.startswith("head.")}
+    _check_essential(found)
+    _check_head(found, claimed)
     _fill(found)
-    lacking = [
-        f"{layout.names(ours)[0]} of {axes} axes"
-        for ours, axes in ESSENTIAL.items()
-        if ours not in found.tensors
-        or found.tensors[ours].ndim != axes
-        or not found.tensors[ours].numel()
-    ]
-    if lacking:
-        raise ValueError(
-            f"no ViT can be read off the weights ({found.format}) without {', '.join(lacking)}"
-        )
     split = any(".attn.qkv." not in n for n in claimed.get("blocks.0.attn.qkv.weight", ()))
     found.doubt = next((why for sure, why in (
         (layout.name != "Hugging Face", "without config.json"),
@@ -297,6 +284,29 @@ def _converted(layout, prefix, own, taken, left):
         ("cls_token" in found.tensors, "no class token"),
     ) if not sure), "")  # fmt: skip
     return found
+
+
+def _check_essential(found):
+    """ValueError without what tells a model's size."""
+    w, lacking = found.tensors, []
+    for ours, axes in ESSENTIAL.items():
+        if ours not in w or w[ours].ndim != axes or not w[ours].numel():
+            lacking.append(f"{found.layout.names(ours)[0]} of {axes} axes")
+    if lacking:
+        raise ValueError(
+            f"no ViT can be read off the weights ({found.format}) without {', '.join(lacking)}"
+        )
+
+
+def _check_head(found, claimed):
+    """A head of another width, a bias alone or of another length: a head that we cannot be."""
+    w, parts = found.tensors, [n for n in found.tensors if n.startswith("head.")]
+    width = w.get("pre_logits.0.weight", w["patch_embed.proj.weight"]).shape[:1]
+    shapes = [w[name].shape for name in parts]  # (K, D) and (K,)
+    if parts and not (shapes[0][1:] == width and shapes[-1][:1] == shapes[0][:1]):
+        found.other_head += [n for ours in parts for n in claimed.get(ours, [])]
+        found.tensors = {n: t for n, t in w.items() if n not in parts}
+        found.zeros = []
 
 
 def _fill(found):
