@@ -362,7 +362,7 @@ def test_standard_deviation_of_positions_is_an_argument():
         (dict(img_size=30), ["30", "patch_size", "4", "(32, 32)"]),
         (dict(img_size=(32, 3)), ["32 x 3", "(32, 4)"]),
         (dict(num_heads=7), ["7", "60", "nearest such num_heads is 6"]),
-        (dict(num_heads=0), ["0", "nearest such num_heads is 1"]),
+        (dict(num_heads=0), ["num_heads is 0", "a whole number, 1 or more"]),
         (dict(global_pool="mean"), ["'mean'", '"token"', '"avg"']),
     ],
 )

@@ -110,7 +110,7 @@ def test_the_best_mean_of_the_accuracies_after_the_last_step_is_chosen(few, monk
     assert lr == 3e-3 and list(tried.items())[:2] == [("9", [0.0, 0.9]), ("0.001", [0.4, 0.6])]
     assert trials.tune(found.get, [2, 3e-3])[0] == 2  # of equals the first
     epochs = [SimpleNamespace(validation_accuracy=accuracy) for accuracy in (0.9, 0.7)]
-    monkeypatch.setattr(trials, "fit", lambda *given: SimpleNamespace(epochs=epochs))
+    monkeypatch.setattr(trials, "fit", lambda *_: SimpleNamespace(epochs=epochs, interrupted=False))
     assert trials.validated(None, few, lr=0.1) == 0.7
 
 
