@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
-from tools.run_notebooks import METADATA
+from tools.run_notebooks import FOLDED, METADATA
 from tools.set_address import address, badge, setup_cell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +20,10 @@ SERIES = (
     "05_self_attention 06_multi_head_self_attention 07_mlp 08_encoder 09_vision_transformer "
     "10_training 11_pretrained_weights 12_looking_inside 13_what_each_part_buys 14_training_on_gpu"
 ).split()
+SIDE = "side_trips"
+# Not yet cut to the length of a path; 10 to 14 come later.
+TO_CUT = set(SERIES)
+LONG_PAGE, LONG_TRIP = (30, 1800), (24, 1500)  # code cells, words
 PROMISED = {  # classes that a page builds and the rest of the repository uses
     "02_patch_embedding": ["PatchEmbedding"],
     "03_class_token": ["ReadPatch1"],
@@ -82,8 +86,83 @@ def must_speak(source):
     return bool(bare) and not source.rstrip().endswith(";")
 
 
+def is_side_trip(path):
+    return path.parent.name == SIDE
+
+
+def is_cut(path):
+    """Whether a page keeps the bounds of the path already; side trips always do."""
+    return is_side_trip(path) or path.stem not in TO_CUT
+
+
+def words(notebook):
+    """How many words a reader reads: markdown, without formulas and without code."""
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    prose = re.sub(r"\$\$.*?\$\$|```.*?```|</?\w+>|^\|.*\|$", " ", prose, flags=re.S | re.M)
+    return len(prose.split())
+
+
 def rule_name(path, notebook):
+    if is_side_trip(path):
+        pages = {name[:2] for name in SERIES}
+        good = re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem) and path.stem[:2] in pages
+        return [] if good else [f"{path.stem} is no number of a page and a name"]
     return [] if path.stem in SERIES else [f"{path.stem} is none of the fifteen names"]
+
+
+def rule_length(path, notebook):
+    """A reader's attention is spent once."""
+    if not is_cut(path):
+        return []
+    cells, most = len(code_cells(notebook)), LONG_TRIP if is_side_trip(path) else LONG_PAGE
+    found = [(cells, most[0], "code cells"), (words(notebook), most[1], "words")]
+    return [f"{n} {what}, {limit} at most" for n, limit, what in found if n > limit]
+
+
+def rule_folded(path, notebook):
+    """Set-up and imports are out of the way, directly under the title."""
+    if not is_cut(path):
+        return []
+    first = notebook.cells[1:3]
+    folded = [
+        cell.cell_type == "code" and FOLDED.items() <= cell.metadata.items() for cell in first
+    ]
+    if folded != [True, True] or not first[1].source.startswith("# @title Imports"):
+        return ["cells 1 and 2 are not the folded set-up and the folded # @title Imports"]
+    return []
+
+
+def rule_something_to_do(path, notebook):
+    """Four times Predict, with a folded answer; something to play with; three sentences."""
+    if not is_cut(path):
+        return []
+    problems, last = [], notebook.cells[-1].source
+    prose = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    asked = len(re.findall(r"\*\*Predict\.\*\*", prose))
+    answered = len(re.findall(r"<details>\s*<summary>Answer</summary>\s*\n\n", prose))
+    if not is_side_trip(path) and (asked < 4 or answered < asked):
+        problems.append(f"{asked} x **Predict.**, {answered} folded answers: 4 at least")
+    code = "\n".join(cell.source for _, cell in code_cells(notebook))
+    if (
+        path.stem < "09"
+        and not is_side_trip(path)
+        and not re.search(r"\b(flipbook|explorer)\(", code)
+    ):
+        problems.append("nothing to play with: flipbook() or explorer()")
+    ending = last.partition("## Three sentences to remember")[2].partition("## Recap")[0]
+    if len(re.findall(r"^\d\. ", ending, re.M)) != 3:
+        problems.append("the last cell has no ## Three sentences to remember, numbered")
+    return problems
+
+
+def rule_links(path, notebook):
+    """What a page links to beside itself is there; a side trip leads back to its page."""
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    targets = re.findall(r"\]\((?!https?:|#|attachment:)([^)#\s]+)", prose)
+    problems = [f"{t} is not there" for t in targets if not (path.parent / t).exists()]
+    if is_side_trip(path) and not any(re.match(rf"\.\./{path.stem[:2]}_", t) for t in targets):
+        problems.append("no way back to its page")
+    return problems
 
 
 def rule_outputs(path, notebook):
@@ -121,7 +200,8 @@ def rule_no_machine(path, notebook):
 
 def rule_no_remote_picture(path, notebook, url=None):
     """Nothing is loaded from the net but the Colab badge, which is there once an address is."""
-    wanted = badge(address() if url is None else url, path.stem)
+    name = f"{SIDE}/{path.stem}" if is_side_trip(path) else path.stem
+    wanted = badge(address() if url is None else url, name)
     problems = []
     for where, text in texts(notebook):
         if wanted and where == "cell 0, source":
@@ -154,7 +234,9 @@ def rule_metadata(path, notebook):
     if path.read_text(encoding="utf-8") != nbformat.writes(notebook) + "\n":
         problems.append("the file is not laid out as nbformat does it: make notebooks")
     for place, cell in enumerate(notebook.cells):
-        unknown = set(tags(cell)) - TAGS | set(cell.metadata) - {"tags"}
+        unknown = set(tags(cell)) - TAGS | set(cell.metadata) - {"tags", *FOLDED}
+        if FOLDED.keys() & cell.metadata.keys() and not FOLDED.items() <= cell.metadata.items():
+            unknown.add("folded by half")
         if unknown:
             problems.append(f"cell {place} has unknown tags or metadata: {sorted(unknown)}")
     return problems
@@ -176,7 +258,7 @@ def rule_prose(path, notebook):
     before = ""
     for cell in notebook.cells:
         lines = before.splitlines()
-        if cell.cell_type == "code":
+        if cell.cell_type == "code" and not FOLDED.items() <= cell.metadata.items():
             if not any(line.strip() and not line.startswith("#") for line in lines):
                 problems.append(f"no prose before: {cell.source.strip().splitlines()[0]}")
         before = cell.source if cell.cell_type == "markdown" else ""

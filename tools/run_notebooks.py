@@ -36,6 +36,18 @@ METADATA = {
 }
 
 
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in Jupyter, and on Colab
+
+
+def all_notebooks(root=ROOT):
+    """The path, then the side trips."""
+    return [
+        p
+        for part in ("", "side_trips")
+        for p in sorted((root / "notebooks" / part).glob("*.ipynb"))
+    ]
+
+
 @dataclass
 class Result:
     """What became of one notebook; `error` is None or one line: which cell, and what broke."""
@@ -57,11 +69,12 @@ def read(path):
 
 
 def tidy(notebook):
-    """Leave no trace of the machine: of all metadata only the kernel's name and the tags stay."""
+    """Leave no trace of the machine: the kernel's name stays, tags, and which cells are folded."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        kept = FOLDED if cell.metadata.get("jupyter", {}).get("source_hidden") else {}
+        cell.metadata = nbformat.from_dict(kept | ({"tags": tags} if tags else {}))
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
@@ -236,7 +249,7 @@ def main():
     parser.add_argument("notebooks", nargs="*", type=Path, help="all of notebooks/ by default")
     parser.add_argument("--inplace", action="store_true", help="make the committed outputs again")
     args = parser.parse_args()
-    paths = args.notebooks or sorted((ROOT / "notebooks").glob("*.ipynb"))
+    paths = args.notebooks or all_notebooks(ROOT)
     if not paths:
         sys.exit("no notebooks in notebooks/: nothing to run")
     try:

@@ -25,7 +25,10 @@ def address(root=ROOT):
 
 
 def badge(url, name):
-    """Markdown of the badge that opens notebooks/NAME.ipynb on Colab; "" without an address."""
+    """Markdown of the badge that opens notebooks/NAME.ipynb on Colab; "" without an address.
+
+    name: of a side trip, "side_trips/01_name".
+    """
     path = url.removeprefix("https://github.com")
     page = f"https://colab.research.google.com/github{path}/blob/main/notebooks/{name}.ipynb"
     return f"[![Open In Colab]({PICTURE})]({page})" if url else ""
@@ -72,10 +75,11 @@ def set_address(url, root=ROOT):
         path = root / name
         old = path.read_text(encoding="utf-8")
         save(path, old, update(old, url))
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
+    for path in sorted((root / "notebooks").rglob("*.ipynb")):
         old = path.read_text(encoding="utf-8")
         notebook = nbformat.reads(old, as_version=4)
-        update_notebook(notebook, path.stem, url)
+        name = path.relative_to(root / "notebooks").with_suffix("").as_posix()
+        update_notebook(notebook, name, url)
         save(path, old, nbformat.writes(notebook) + "\n")
     return changed
 
