@@ -10,7 +10,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tests import notebook_rules as rules
-from tools.run_notebooks import METADATA, all_notebooks
+from tools.run_notebooks import FOLDED, METADATA, all_notebooks
 from tools.set_address import address, badge, setup_cell
 
 ROOT = rules.ROOT
@@ -169,6 +169,72 @@ def test_rule_sees_a_bad_notebook(rule, change, words, page):
     found = complaints(rule, page)
     assert len(found) == 1
     assert re.search(words, found[0])
+
+
+@pytest.fixture
+def trip(page, tmp_path):
+    """A side trip that keeps all rules, and beside it a page: cells 1, 2, 4 and 6 are code."""
+    _, notebook = page
+    (tmp_path / "01_patches.ipynb").touch()
+    answer = "**Predict.** What?\n\n<details><summary>Answer</summary>\n\nThat.\n\n</details>"
+    notebook.cells[0].source = "# A title\n\nFrom [01](../01_patches.ipynb)."
+    notebook.cells[1].metadata = dict(FOLDED)
+    notebook.cells[2:3] = [
+        new_code_cell("# @title Imports\nimport torch", execution_count=2, metadata=dict(FOLDED)),
+        new_markdown_cell("\n\n".join(["## A heading"] + [answer] * 4)),
+    ]
+    notebook.cells[4].execution_count, notebook.cells[6].execution_count = 3, 4
+    notebook.cells[6].source += "\nflipbook(draw)"
+    ending = "## Three sentences to remember\n\n1. A.\n2. B.\n3. C.\n\n"
+    notebook.cells[-1].source = ending + notebook.cells[-1].source
+    (tmp_path / "side_trips").mkdir()
+    return tmp_path / "side_trips" / "01_other_ways.ipynb", notebook
+
+
+def test_a_good_side_trip_and_a_good_page_of_the_path_keep_every_rule(trip, monkeypatch):
+    path, notebook = trip
+    assert [said for rule in rules.RULES for said in complaints(rule, trip)] == []
+    monkeypatch.setattr(rules, "TO_CUT", set())
+    notebook.cells[0].source = "# A title\n\nOn [01](01_patches.ipynb)."
+    page = path.parents[1] / path.name.replace("other_ways", "patches"), notebook
+    assert [said for rule in rules.RULES for said in complaints(rule, page)] == []
+
+
+@pytest.mark.parametrize(
+    "rule, change, words",
+    [
+        (rules.rule_length, source(3, "word " * 1801), "18.. words, 1800 at most"),
+        (
+            rules.rule_length,
+            lambda nb: nb.cells.extend(new_code_cell("x = 1") for _ in range(27)),
+            "31 code cells, 30",
+        ),
+        (rules.rule_folded, lambda nb: nb.cells[1].update(metadata={}), "not the folded set-up"),
+        (rules.rule_folded, source(2, "import torch"), "folded # @title Imports"),
+        (
+            rules.rule_folded,
+            lambda nb: nb.cells.insert(1, new_markdown_cell("Set-up:")),
+            "not the folded set-up",
+        ),
+        (rules.rule_something_to_do, source(3, "## A heading"), "0 x .*Predict"),
+        (rules.rule_something_to_do, source(6, "print(1)"), "nothing to play with"),
+        (rules.rule_something_to_do, source(7, "1. A\n2. B\n3. C\n## Recap"), "Three sentences"),
+        (rules.rule_links, source(0, "# T [x](none.ipynb)"), "none.ipynb is not there"),
+        (rules.rule_metadata, lambda nb: nb.cells[1].metadata.pop("cellView"), "folded by half"),
+    ],
+)
+def test_rules_of_the_path_see_a_bad_page(rule, change, words, trip, monkeypatch):
+    path, notebook = trip
+    monkeypatch.setattr(rules, "TO_CUT", set())
+    change(notebook)
+    found = complaints(rule, (path.parents[1] / "01_patches.ipynb", notebook))
+    assert found and re.search(words, found[0]), found
+
+
+def test_a_side_trip_leads_back(trip):
+    trip[1].cells[0].source = "# A title\n\nNo way back."
+    assert complaints(rules.rule_links, trip) == ["no way back to its page"]
+    assert complaints(rules.rule_name, (trip[0].with_name("other.ipynb"), trip[1]))
 
 
 def test_rule_sees_a_bad_name(page):
