@@ -99,7 +99,8 @@ def test_ctrl_c_stops_the_whole_run(bad, good):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said, complaint = process.communicate(timeout=300)
-    assert (process.returncode, said, complaint.strip()) == (1, "", "stopped")
+    first = complaint.splitlines()[0]  # on a busy machine nbclient adds that its kernel died
+    assert (process.returncode, said, first) == (1, "", "stopped")
 
 
 def test_cells_without_ids_get_the_same_ids_each_time(good):
