@@ -1,0 +1,65 @@
+"""pictures/attention_charts.py: what is drawn is what was given."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from helpers.plotting import COLORS
+from pictures import attention_charts as charts
+from tests import test_plotting
+
+pytestmark, close_figures = test_plotting.STRICT, test_plotting.close_figures
+KEYS = np.array([[1.0, -1], [-1, 0], [0, 1]])
+
+
+@pytest.mark.parametrize("length", [0, 1, 10])
+def test_arrows_shadows_and_bars(length):
+    query = length * np.array([2.0, 1])
+    figure = charts.query_and_keys(query, KEYS, ["a", "b", "c"], KEYS @ query, "score")
+    figure.canvas.draw()
+    plane, bars = figure.axes
+    assert [text.get_text() for text in plane.texts if text.get_text()] == ["a", "b", "c"]
+    assert np.allclose([bar.get_width() for bar in bars.patches], KEYS @ query)
+    shadows = [line for line in plane.lines if line.get_color() == COLORS["keys"]]
+    assert len(shadows) == (3 if length else 0)
+    for line, key in zip(shadows, KEYS, strict=False):
+        top, foot = line.get_xydata()
+        assert np.allclose(top, key) and np.isclose((key - foot) @ query, 0)
+        assert np.isclose(foot @ query, key @ query)
+
+
+def test_signed_numbers_are_white_at_zero():
+    _, ax = plt.subplots()
+    charts.signed_numbers(ax, [[0.0, -2], [1, -0.0]], digits=0)
+    assert ax.get_images()[0].get_clim() == (-2, 2)
+    assert ax.get_images()[0].to_rgba(0.0)[:3] == pytest.approx((1, 1, 1), abs=0.01)
+    assert [text.get_text() for text in ax.texts] == ["0", "-2", "1", "0"]
+
+
+def test_steps_frame_one_row_but_not_of_keys_and_values():
+    step = (np.eye(2), "queries", None, "ab", 0)
+    figure = charts.attention_steps({"q": step, "keys: k": step, "values: v": step}, row=1)
+    assert [len(ax.patches) for ax in figure.axes] == [1, 0, 0]
+    assert figure.axes[0].patches[0].get_y() == 0.5
+
+
+def test_maps_lie_beside_the_image_with_outlines():
+    image, maps = np.zeros((1, 4, 6), np.uint8), np.arange(12.0).reshape(2, 6)
+    figure = charts.maps_beside(image, maps, (2, 3), [4, 0], [5], ["one", "two"])
+    for ax, weights, query in zip(figure.axes[1:3], maps, (4, 0), strict=True):
+        assert np.array_equal(ax.get_images()[0].get_array(), weights.reshape(2, 3))
+        assert ax.get_images()[0].get_clim() == (0, 11)
+        frames = [(p.get_x() + 0.45, p.get_y() + 0.45) for p in ax.patches]
+        assert np.allclose(frames, [(query % 3, query // 3), (2, 1)])
+
+
+def test_the_look_of_a_patch_frames_it():
+    weights = np.array([0.1, 0.2, 0.3, 0.4])
+    figure = charts.look_of_a_patch(2, weights, (2, 2))
+    ax = figure.axes[0]
+    assert np.array_equal(ax.get_images()[0].get_array(), weights.reshape(2, 2))
+    assert ax.patches[0].get_xy() == (-0.5, 0.5) and "0.40 at most" in ax.get_title()
