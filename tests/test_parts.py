@@ -168,7 +168,7 @@ def test_learned_tables_share_rows_and_columns_and_do_not_decay():
     assert len(tables) == 3 * 3 and not decayed & tables
 
 
-def test_the_sines_are_those_of_2017_and_of_notebook_04():
+def test_the_sines_are_those_of_2017_and_of_the_side_trip():
     waves = replace_part(vit(), "positions", kind="sine").blocks[0].table
     assert not list(waves.parameters()) and not waves()[0, 0].any()  # a class token has no place
     grid = waves()[0, 1:].view(2, 3, 16)
@@ -177,7 +177,7 @@ def test_the_sines_are_those_of_2017_and_of_notebook_04():
             angle = torch.tensor(place / 10000 ** (2 * i / 8))
             found = grid[row, col, half + 2 * i : half + 2 * i + 2]
             torch.testing.assert_close(found, torch.stack([angle.sin(), angle.cos()]))
-    notebook = nbformat.read(ROOT / "notebooks" / "04_position_embeddings.ipynb", 4)
+    notebook = nbformat.read(ROOT / "notebooks/side_trips/04_sines_and_rotations.ipynb", 4)
     built = [ast.dump(n) for _, cell in code_cells(notebook) for n in syntax(cell.source).body]
     for function in (sine_positions, sine_positions_2d):
         assert ast.dump(ast.parse(inspect.getsource(function)).body[0]) in built
