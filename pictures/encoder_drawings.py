@@ -1,6 +1,6 @@
 """Drawings of notebook 08 and its side trips: the residual stream as a road, and what grows on it.
 
-A kind of block is one of STYLES, in the same colour and line in every figure.
+STYLES: a kind of block, or of model, has one colour and line in every figure.
 """
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,10 @@ STYLES = {
     "no residual": ("keys", "--"),
     "no norm": ("values", ":"),
     "neither": ("ink", (0, (1, 3))),
+    "norm before": ("queries", "-"),
     "norm after": ("positions", "-."),
+    "fresh": ("residual", "--"),
+    "trained": ("queries", "-"),
 }
 WORKERS = (("MSA", "attention"), ("MLP", "mlp"))
 

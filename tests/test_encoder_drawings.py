@@ -1,0 +1,68 @@
+"""pictures/encoder_drawings.py: what stands on the road; figures show what is given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from helpers.plotting import COLORS
+from pictures.encoder_drawings import (
+    STYLES,
+    by_block,
+    norm_axes,
+    remarks,
+    road,
+    sizes,
+    stack_frame,
+)
+
+PARTS = {  # of two blocks: norms, additions
+    "norm and residual": (4, 4), "no residual": (4, 0), "no norm": (0, 4), "neither": (0, 0),
+    "norm after": (4, 4),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def words(figure):
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_road_has_the_parts_of_its_kind(kind):
+    said = words(road(kind, blocks=2, title="t"))
+    assert (said.count("LN"), said.count("+")) == PARTS[kind]
+    assert said.count("MSA") == said.count("MLP") == 2
+    assert said.count(r"$\mathbf{z}'_{2}$") == said.count(r"$\mathbf{z}_{2}$") == 1
+
+
+def test_norm_axes_marks_one_token_or_one_channel_of_all():
+    axes = norm_axes(images=3, tokens=5, channels=8).axes
+    yellow = [sum(to_hex(p.get_facecolor()) == COLORS["norm"].lower() for p in ax.patches)
+              for ax in axes]  # fmt: skip
+    assert yellow == [8, 0, 0, 5, 5, 5]
+
+
+def test_lines_and_bars_are_the_numbers_given():
+    left, right = sizes({"with": ([1, 2], [3, 4]), "no residual": ([5, 6], [7, 8])}, "t").axes
+    assert [list(line.get_ydata()) for line in left.lines[:2]] == [[1, 2], [5, 6]]
+    assert [list(line.get_ydata()) for line in right.lines[:2]] == [[3, 4], [7, 8]]
+    assert left.lines[0].get_color() != left.lines[1].get_color()
+    (ax,) = by_block({"no norm": [1, 2, 3]}, "y", "t", log=True).axes
+    assert list(ax.lines[0].get_ydata()) == [1, 2, 3] and ax.get_yscale() == "log"
+    assert ax.lines[0].get_color() == COLORS[STYLES["no norm"][0]]
+    _, ax = remarks({"as it is": ([5, 6], [7, 8]), "normed": ([1, 2], [3, 4])}, "t").axes
+    assert [[bar.get_height() for bar in bars] for bars in ax.containers] == [[1, 2], [3, 4]]
+
+
+def test_frames_have_one_size_and_name_their_kind():
+    cosines = np.eye(3)
+    frames = {kind: stack_frame(kind, ([1, 2], [2, 1]), cosines, 1) for kind in list(PARTS)[:4]}
+    assert len({tuple(figure.get_size_inches() * figure.dpi) for figure in frames.values()}) == 1
+    for kind, figure in frames.items():
+        assert figure.get_suptitle() == f"{kind}: a stack of 1 block"
+        assert np.array_equal(figure.axes[3].get_images()[0].get_array(), cosines)
