@@ -23,7 +23,8 @@ def word_and_bill(photo, P, at=(0.5, 0.5), sides=(1, 2, 4, 8, 16, 32, 56, 112, 2
         axes[0].hlines(range(0, S + 1, P), 0, S, **lines)
         axes[0].vlines(range(0, S + 1, P), 0, S, **lines)
     for color, width in (("white", 4), (COLORS["ink"], 2)):
-        axes[0].add_patch(Rectangle((left, top), P, P, fc="none", ec=color, lw=width))
+        axes[0].add_patch(Rectangle((left, top), P, P, fc="none", ec=color, lw=width,
+                                    clip_on=False))  # fmt: skip
     axes[0].set_title(f"P = {P}: N = {N:,} patch{'es' * (N > 1)}", size=10)
     draw_image(axes[1], photo[:, top : top + P, left : left + P], interpolation="nearest")
     axes[1].set_title(f"the framed one: {P} × {P} pixels", size=10)
@@ -33,7 +34,7 @@ def word_and_bill(photo, P, at=(0.5, 0.5), sides=(1, 2, 4, 8, 16, 32, 56, 112, 2
     axes[2].set_xticks(x, labels=x, size=8)
     axes[2].minorticks_off()
     axes[2].set(xlabel="P", ylim=(0.3, 2e10))
-    axes[2].set_title(f"N² = {N**2:,} pairs", size=10)
+    axes[2].set_title(f"N² = {N**2:,} pair{'s' * (N > 1)}", size=10)
     axes[2].spines[["top", "right"]].set_visible(False)
     return figure
 
