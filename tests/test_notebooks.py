@@ -57,7 +57,7 @@ def printed(text, name="stdout"):
 @pytest.fixture
 def page(tmp_path):
     """A small notebook that keeps all rules, as (path, notebook): cells 1, 3 and 5 are code."""
-    head = badge(address(), "01_patches")
+    head = badge(address(), "13_what_each_part_buys")
     model = (ROOT / "helpers" / "model.py").read_text(encoding="utf-8")
     mlp = model[model.index("class MLP") :].split("\n\n\n")[0]
     notebook = new_notebook(
@@ -78,7 +78,7 @@ def page(tmp_path):
             new_markdown_cell("## Recap\n\n| equation | code | shape | proof |\n|---|---|---|---|"),
         ],
     )
-    return tmp_path / "01_patches.ipynb", notebook
+    return tmp_path / "13_what_each_part_buys.ipynb", notebook
 
 
 def complaints(rule, page):
@@ -252,7 +252,7 @@ def test_rule_sees_a_file_laid_out_by_another_program(page):
 def test_badge_belongs_to_the_address(page):
     path, notebook = page
     url = "https://github.com/a/b"
-    notebook.cells[0].source = f"# T\n\n{badge(url, '01_patches')}\n\nText."
+    notebook.cells[0].source = f"# T\n\n{badge(url, '13_what_each_part_buys')}\n\nText."
     assert rules.rule_no_remote_picture(path, notebook, url) == []
     assert "loads from the net" in rules.rule_no_remote_picture(path, notebook, "")[0]
     other = rules.rule_no_remote_picture(path, notebook, "https://github.com/a/c")
