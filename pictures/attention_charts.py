@@ -40,6 +40,7 @@ def query_and_keys(query, keys, names, amounts, title, shares=False):
     plane.set(xticks=[], yticks=[])
     plane.set_xlabel("plant  ←   →  animal", size=9)
     plane.set_ylabel("sea  ←   →  air", size=9)
+    plane.set_title("query (blue), keys and their shadows", size=9)
     plane.spines[:].set_visible(False)
 
     colors = [pale(COLORS["attention" if amount > 0 else "residual"], 0.2) for amount in amounts]
