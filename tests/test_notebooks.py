@@ -47,6 +47,21 @@ def test_readme_of_the_notebooks_links_and_times_those_that_are_there():
             assert "(" not in row and row.endswith("| planned |"), row
 
 
+def test_every_side_trip_is_on_the_map_with_its_minutes():
+    text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    listed = dict(
+        re.findall(r"^\| \[(\w+)\]\(side_trips/\w+\.ipynb\) \|.*\| (\d+) min \|$", text, re.M)
+    )
+    there = {path.stem: path for path in NOTEBOOKS if rules.is_side_trip(path)}
+    assert set(listed) == set(there)
+    for name, path in there.items():
+        head = nbformat.read(path, as_version=4).cells[0].source
+        assert f"{listed[name]} minutes" in head, f"{name}: {listed[name]} min on the map"
+        page = next(p for p in NOTEBOOKS if p.stem[:2] == name[:2])
+        prose = "\n".join(c.source for c in nbformat.read(page, as_version=4).cells)
+        assert f"(side_trips/{name}.ipynb)" in prose, f"{page.stem} does not lead to {name}"
+
+
 # Each rule on a notebook that is well, and on notebooks with one thing wrong.
 
 
