@@ -1,0 +1,136 @@
+"""Drawings of notebook 09: figure 1 beside the lines that compute it, and a ribbon of shapes."""
+
+import inspect
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from helpers.model import VisionTransformer
+from helpers.plotting import COLORS, draw_image, pale, sample_photo
+from pictures.figure_1 import Drawing
+
+ROWS = (  # what a line of the class begins with, its colour, the shape after it
+    ("x = self.patch_embed(", "embedding", "(B, N, D)"),
+    ("x = torch.cat(", "class token", "(B, N+1, D)"),
+    ("x = self.pos_drop(", "positions", "(B, N+1, D)"),
+    ("return self.norm(", "encoder", "(B, N+1, D)"),
+    ("y = ", "class token", "(B, D)"),
+    ("return self.head(", "head", "(B, K)"),
+)
+LEFT = 2  # where the parts of figure 1 begin
+
+
+def lines_of_the_class():
+    """The line of VisionTransformer for each of ROWS, without its comment."""
+    lines = [line.strip() for line in inspect.getsource(VisionTransformer).splitlines()]
+    return [next(s for s in lines if s.startswith(row[0])).split("  #")[0] for row in ROWS]
+
+
+def code_beside_figure():
+    """The parts of figure 1 from top to bottom, each beside its line of code and its shape."""
+    d = Drawing(None)
+    heights = [41.5 - 7.4 * i for i in range(len(ROWS))]
+    for x, title in ((16.5, "figure 1"), (58, "VisionTransformer, forward"), (91, "shape after")):
+        d.text("encoder", x, 47.6, title, 10.5, weight="bold")
+    for y, line, (_, part, shape) in zip(heights, lines_of_the_class(), ROWS, strict=True):
+        d.ax.add_patch(FancyBboxPatch((37, y - 1.6), 47.5, 3.2, fc=pale(COLORS[part], 0.75),
+                                      ec="none", boxstyle="round,pad=0.3"))  # fmt: skip
+        style = {"family": "monospace", "va": "center", "color": COLORS["ink"], "gid": "code"}
+        d.ax.text(37.4, y, line, size=7.7, **style)
+        d.ax.text(86, y, shape, size=9, **style)
+    for above, below in zip(heights, heights[1:], strict=False):
+        part = "class token" if below == heights[-1] else "encoder"
+        x = 4.2 if part == "class token" else 16.5
+        d.arrow(part, (x, above - 2.1), (x, below + 2.3),
+                color=COLORS["class token"] if part == "class token" else "#444444")  # fmt: skip
+    draw_parts(d, heights)
+    return d.figure
+
+
+def draw_parts(d, heights):
+    """The left column of code_beside_figure: one part of figure 1 at each height."""
+    first, second, third, fourth, fifth, sixth = heights
+    draw_image(d.ax, sample_photo(), extent=(LEFT, LEFT + 5.4, first - 2.7, first + 2.7))
+    for i in range(4):
+        for x, y in (((i, i), (0, 3)), ((0, 3), (i, i))):
+            d.ax.plot(LEFT + 1.8 * np.array(x), first - 2.7 + 1.8 * np.array(y), lw=1.2,
+                      color=COLORS["embedding"], zorder=4)  # fmt: skip
+    d.ax.set(xlim=(0, 100), ylim=(0, 50), aspect="auto")
+    d.arrow("embedding", (LEFT + 5.9, first), (LEFT + 8.6, first))
+    d.box("embedding", 11, first - 1.8, 20, 3.6, "Linear projection  (E)")
+    for i in range(10):
+        x, part = LEFT + 1 + 2.9 * i, "embedding" if i else "class token"
+        d.box(part, x, second - 1.5, 2, 3, "" if i else "*", rounding=0.3)
+        d.box("positions", x - 0.45, third - 1.5, 1.3, 3, str(i), rounding=0.5)
+        d.box(part, x + 0.95, third - 1.5, 1, 3, "", rounding=0.3)
+        color = pale(COLORS["embedding"], 0.75) if i else None
+        d.box(part, x, fifth - 1.5, 2, 3, "" if i else "*", color=color, rounding=0.3)
+    d.box("encoder", LEFT, fourth - 1.8, 20, 3.6, "Encoder:  L blocks")
+    d.arrow("norm", (22.4, fourth), (24.6, fourth))
+    d.box("norm", 25, fourth - 1.8, 6, 3.6, "Norm")
+    d.box("head", LEFT, sixth - 1.8, 9, 3.6, "MLP head")
+    d.arrow("head", (11.4, sixth), (14.5, sixth))
+    d.text("head", 20.5, sixth, "class: temple")
+    for number, x, y in ((1, 33.7, third), (2, 33.7, fourth + 1.5), (3, 33.7, fourth - 1.5),
+                         (4, 33.7, fifth)):  # fmt: skip
+        d.tag(number, x, y)
+
+
+def thick(tokens, times=5, gap=2):
+    """Tokens (N+1, D) with row 0 drawn times times and gap empty rows below it."""
+    empty = np.full((gap, tokens.shape[1]), np.nan)
+    return np.vstack([np.repeat(tokens[:1], times, axis=0), empty, tokens[1:]])
+
+
+def ribbon(image, patches, z_0, z_L, y, logits, title=""):
+    """A forward pass from left to right: image (C, H, W), tables of numbers, logits (K,).
+
+    Tables are drawn in standard deviations of their own, white at 0; row 0, the class token, is
+    thick and framed, and an arrow leads from it to y.
+    """
+    figure = plt.figure(figsize=(10.4, 3.3), dpi=100)
+
+    def panel(left, bottom, width, height, name, shape):
+        ax = figure.add_axes((left / 10.4, bottom / 3.3, width / 10.4, height / 3.3))
+        ax.set(xticks=[], yticks=[])
+        at = bottom + height + 0.06
+        figure.text((left + width / 2) / 10.4, at / 3.3, f"{name}\n{shape}", ha="center",
+                    va="bottom", size=9.5, linespacing=1.25)  # fmt: skip
+        return ax
+
+    def table(left, width, height, numbers, name, top=2.4, rows=None):
+        shape = numbers.shape if rows is None else (numbers.shape[-1],)
+        ax = panel(left, top - height, width, height, name, f"({', '.join(map(str, shape))}"
+                   + (",)" if len(shape) == 1 else ")"))  # fmt: skip
+        shown = thick(numbers) if name.startswith(r"$\mathbf{z}") else numbers
+        ax.imshow(shown / np.nanstd(shown), vmin=-3, vmax=3, cmap="RdBu", aspect="auto",
+                  interpolation="nearest")  # fmt: skip
+        if shown is not numbers or rows:
+            ax.add_patch(Rectangle((-0.5, -0.5), shown.shape[1], 5 if rows is None else 1, lw=2,
+                                   fc="none", ec=COLORS["class token"], clip_on=False))  # fmt: skip
+        if rows:
+            ax.spines[:].set_visible(False)
+        return ax
+
+    draw_image(panel(0.15, 1.0, 1.4, 1.4, "image", str(tuple(image.shape))), image)
+    table(2.05, 0.75, 1.9, np.asarray(patches), "patches")
+    table(3.75, 1.45, 2.05, np.asarray(z_0), r"$\mathbf{z}_0$")
+    table(5.85, 1.45, 2.05, np.asarray(z_L), r"$\mathbf{z}_L$")
+    table(7.9, 1.1, 0.14, np.asarray(y)[None], r"$\mathbf{y}$", rows=1)
+    bars = panel(9.55, 0.7, 0.7, 1.7, "logits", f"({len(logits)},)")
+    bars.barh(range(len(logits)), logits, color=COLORS["head"])
+    bars.axvline(0, color=COLORS["ink"], lw=0.6)
+    bars.set(yticks=range(len(logits)), ylim=(len(logits) - 0.4, -0.6))
+    bars.tick_params(length=0, labelsize=8)
+    for start, end, y_at, label in ((1.6, 2.0, 1.7, "cut"), (2.85, 3.7, 1.7, "E, *,\npositions"),
+                             (5.25, 5.8, 1.7, "blocks"), (7.35, 7.85, 2.33, "LN"),
+                             (9.03, 9.3, 2.33, "head")):  # fmt: skip
+        color = COLORS["class token"] if y_at > 2 else "#444444"
+        ends = [(x / 10.4, y_at / 3.3) for x in (start, end)]
+        figure.add_artist(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=10, lw=1.5,
+                                          color=color, transform=figure.transFigure))  # fmt: skip
+        at, side = (y_at + 0.06, "bottom") if y_at > 2 else (y_at - 0.08, "top")
+        figure.text((start + end) / 2 / 10.4, at / 3.3, label, ha="center", va=side, size=8.5)
+    figure.suptitle(title, size=10.5, y=0.985)
+    return figure
