@@ -34,11 +34,11 @@ def code_beside_figure():
     for x, title in ((16.5, "figure 1"), (58, "VisionTransformer, forward"), (91, "shape after")):
         d.text("encoder", x, 47.6, title, 10.5, weight="bold")
     for y, line, (_, part, shape) in zip(heights, lines_of_the_class(), ROWS, strict=True):
-        d.ax.add_patch(FancyBboxPatch((37, y - 1.6), 47.5, 3.2, fc=pale(COLORS[part], 0.75),
+        d.ax.add_patch(FancyBboxPatch((36.5, y - 1.6), 48.9, 3.2, fc=pale(COLORS[part], 0.75),
                                       ec="none", boxstyle="round,pad=0.3"))  # fmt: skip
         style = {"family": "monospace", "va": "center", "color": COLORS["ink"], "gid": "code"}
-        d.ax.text(37.4, y, line, size=7.7, **style)
-        d.ax.text(86, y, shape, size=9, **style)
+        d.ax.text(36.9, y, line, size=7.7, **style)
+        d.ax.text(86.8, y, shape, size=9, **style)
     for above, below in zip(heights, heights[1:], strict=False):
         part = "class token" if below == heights[-1] else "encoder"
         x = 4.2 if part == "class token" else 16.5
