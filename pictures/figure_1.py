@@ -17,20 +17,26 @@ EQUATIONS = {
     3: r"$\mathbf{z}_\ell = \mathrm{MLP}(\mathrm{LN}(\mathbf{z}'_\ell)) + \mathbf{z}'_\ell$",
     4: r"$\mathbf{y} = \mathrm{LN}(\mathbf{z}_L^0)$",
 }
-IN_EQUATION = {  # as far as they are drawn: the last norm, in equation 4, is not
+IN_EQUATION = {
     1: {"patches", "embedding", "class token", "positions"},
     2: {"norm", "attention", "residual", "encoder"},
     3: {"norm", "mlp", "residual", "encoder"},
-    4: {"class token", "head"},
+    4: {"class token", "last norm", "head"},
 }
 
 
 class Drawing:
-    """The pencil of figure_1, unit a tenth of an inch. A stroke's part, lit or pale, is its gid."""
+    """The pencil of figure_1, unit a tenth of an inch. A stroke's part, lit or pale, is its gid.
+
+    place: the equation that is being drawn; where another one is lit, its strokes are pale.
+    """
 
     def __init__(self, lit):
+        self.number, self.place = lit if lit in EQUATIONS else None, None
         self.equations = {lit} if lit in EQUATIONS else set()
         self.lit = set(PARTS) if lit is None else IN_EQUATION.get(lit, {lit})
+        if lit in (None, "norm"):
+            self.lit = self.lit | {"last norm"}
         if not self.equations:  # light every equation that names one of the parts
             self.equations = {n for n, parts in IN_EQUATION.items() if parts & self.lit}
         if lit == "encoder":
@@ -40,9 +46,13 @@ class Drawing:
         self.ax.set(xlim=(0, 100), ylim=(0, 50))
         self.ax.axis("off")
 
+    def on(self, part):
+        elsewhere = self.number and self.place and self.number != self.place
+        return part in self.lit and not elsewhere
+
     def shade(self, part, color=None, towards_white=0.8):
         color = color or COLORS[part]
-        return color if part in self.lit else pale(color, towards_white)
+        return color if self.on(part) else pale(color, towards_white)
 
     def text(self, part, x, y, label, size=9.5, color=COLORS["ink"], weight="normal"):
         self.ax.text(x, y, label, size=size, ha="center", va="center", weight=weight, gid=part,
@@ -54,7 +64,7 @@ class Drawing:
         shape = f"round,pad=0,rounding_size={rounding}"
         self.ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, fc=fill, ec=edge,
                                          lw=0.8, gid=part, zorder=3))  # fmt: skip
-        dark = part in self.lit and np.dot(to_rgb(fill), (0.3, 0.6, 0.1)) < 0.45
+        dark = self.on(part) and np.dot(to_rgb(fill), (0.3, 0.6, 0.1)) < 0.45
         ink = "white" if dark else COLORS["ink"]
         self.text(part, x + width / 2, y + height / 2 - 0.1, label, color=ink)
 
@@ -101,6 +111,7 @@ TOKEN_X = [12.5 + 5.3 * i for i in range(10)]  # the middle of each token's colu
 
 def draw_tokens(d):
     """The lower half of figure 1: photograph, patches, E, class token and positions."""
+    d.place = 1
     photo = sample_photo()
     side = photo.shape[1] // 3
     for i, x in enumerate(TOKEN_X[1:]):
@@ -108,7 +119,7 @@ def draw_tokens(d):
         patch = photo[:, row * side : (row + 1) * side, col * side : (col + 1) * side]
         for left, bottom, size in ((1 + 3.6 * col, 9.2 - 3.6 * row, 3.4), (x - 2, 3, 4)):
             draw_image(d.ax, patch, extent=(left, left + size, bottom, bottom + size), zorder=3,
-                       alpha=1 if "patches" in d.lit else 0.25, gid="patches")  # fmt: skip
+                       alpha=1 if d.on("patches") else 0.25, gid="patches")  # fmt: skip
             d.ax.add_patch(Rectangle((left, bottom), size, size, fc="none", lw=1.5, zorder=4,
                                      ec=d.shade("patches"), gid="patches"))  # fmt: skip
         d.arrow("embedding", (x, 7.5), (x, 12.2))
@@ -126,6 +137,8 @@ def draw_tokens(d):
     d.text("positions", 5, 22.7, "patch +\nposition\nembedding", 9)
     for i, x in enumerate(TOKEN_X):
         d.box("positions", x - 2.1, 20.6, 2, 4.2, str(i), rounding=0.9)
+    d.place = None
+    for x in TOKEN_X:
         d.arrow("encoder", (x, 25.2), (x, 29.2))
     d.tag(1, TOKEN_X[0] - 2.7, 27.2)
 
@@ -136,12 +149,16 @@ def draw_top(d):
     d.box("encoder", left, 29.6, right - left, 4.6, "Transformer encoder:  L blocks")
     for y, corner in ((34.2, 44), (29.6, 5.6)):
         d.ax.plot((right + 0.3, 71.4), (y, corner), ":", lw=1, color=d.shade("encoder", "#777777"))
-    part = "class token" if "class token" in d.lit else "head"
-    d.arrow(part, (x, 34.6), (x, 39), color=COLORS["class token"], width=2)
-    d.tag(4, x + 2.6, 36.8)
-    d.box("head", x - 4.5, 39.4, 9, 4, "MLP head")
-    d.arrow("head", (x, 43.8), (x, 46.6))
-    d.text("head", x, 48, "class: temple")
+    d.place = 4
+    part = "class token" if d.on("class token") else "head"
+    d.arrow(part, (x, 34.4), (x, 36.5), color=COLORS["class token"], width=2)
+    d.box("last norm", x - 4.5, 36.6, 9, 2.4, "Norm", COLORS["norm"])
+    d.arrow(part, (x, 39.2), (x, 41.2), color=COLORS["class token"], width=2)
+    d.box("head", x - 4.5, 41.3, 9, 3.2, "MLP head")
+    d.arrow("head", (x, 44.7), (x, 46.9))
+    d.text("head", x, 48.2, "class: temple")
+    d.place = None
+    d.tag(4, x + 6.8, 37.7)
     for number, equation in EQUATIONS.items():
         d.tag(number, 27, 49.8 - 2.9 * number, equation)
 
@@ -155,17 +172,20 @@ def draw_block(d, x=86):
     d.arrow("encoder", (x, 2.3), (x, 8.6))
     d.arrow("encoder", (x, 41.9), (x, 47))
     halves = ((9, 24.2, "attention", "Multi-head\nattention", 4.4), (28.2, 40.7, "mlp", "MLP", 3.6))
-    for bottom, top, part, label, height in halves:
+    for d.place, (bottom, top, part, label, height) in enumerate(halves, 2):
         around = (x, bottom - 2), (74.5, bottom - 2), (74.5, top), (x - 1.2, top)
         d.arrow("residual", *around, color=COLORS["residual"], width=2)
         d.arrow("residual", (x, top - 2.5), (x, top - 1.2))
         d.box("norm", x - 7, bottom, 14, 2.8, "Norm")
         d.box(part, x - 7, top - 2.6 - height, 14, height, label)
         d.plus(x, top)
+    d.place = 2
     for name, dx in (("queries", -4), ("keys", 0), ("values", 4)):
         d.arrow("attention", (x + dx, 12), (x + dx, 16.9), color=COLORS[name], width=1.8)
         d.text("attention", x + dx + 1, 14.1, name[0], 9)
+    d.place = 3
     d.arrow("mlp", (x, 31.2), (x, 34.2))
     d.arrow("residual", (x, 25.4), (x, 27.8))
+    d.place = None
     d.tag(2, x + 3.6, 24.2)
     d.tag(3, x + 3.6, 40.7)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import same_color, to_rgb
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image, ImageSequence
 
 matplotlib.use("Agg")
@@ -38,7 +38,13 @@ def dots(ax, marker):
 
 def test_figure_1_has_nine_patches_ten_positions_and_the_equations():
     figure = figure_1.figure_1()
-    for part, count in {"positions": 10, "embedding": 9 + 1, "class token": 1, "norm": 2}.items():
+    for part, count in {
+        "positions": 10,
+        "embedding": 9 + 1,
+        "class token": 1,
+        "norm": 2,
+        "last norm": 1,
+    }.items():
         assert len(artists(figure, FancyBboxPatch, part)) == count
     texts = [t for t in figure.axes[0].texts if t.get_text()]
     for number, equation in figure_1.EQUATIONS.items():
@@ -61,17 +67,38 @@ EQUATIONS_OF = {"patches": {1}, "class token": {1, 4}, "attention": {2}, "mlp": 
 @pytest.mark.parametrize("lit", EQUATIONS_OF)
 def test_figure_1_shows_what_is_lit_in_colour_and_the_rest_pale(lit):
     figure = figure_1.figure_1(lit)
-    inside = {"encoder": {"attention", "mlp", "norm"}, 2: {"attention", "norm"}}.get(lit, ())
+    inside = {"encoder": {"attention", "mlp", "norm"}, 2: {"attention"}}.get(lit, ())
     for part in ("embedding", "class token", "positions", "attention", "mlp", "norm", "head"):
         fills = [box.get_facecolor() for box in artists(figure, FancyBboxPatch, part)]
         if lit in (None, part) or part in inside:
             assert all(same_color(fill, COLORS[part]) for fill in fills), part
-        else:
+        elif (lit, part) != (2, "norm"):
             assert all(min(fill[:3]) > 0.79 for fill in fills), part
     assert {p.get_alpha() for p in shown(figure)} == ({1} if lit in (None, "patches") else {0.25})
     tags = {n: artists(figure, plt.Text, f"eq. {n}")[0] for n in (1, 2, 3, 4)}
     full = {n for n, tag in tags.items() if same_color(tag.get_color(), COLORS["ink"])}
     assert full == EQUATIONS_OF[lit]
+
+
+def test_figure_1_lights_what_an_equation_says_and_nothing_of_another():
+    def colours(figure, part):
+        found = artists(figure, FancyBboxPatch, part)
+        return [same_color(box.get_facecolor(), COLORS[part.split()[-1]]) for box in found]
+
+    for lit, norms in {None: [1, 1, 1], "norm": [1, 1, 1], "encoder": [1, 1, 0], 1: [0, 0, 0],
+                       2: [1, 0, 0], 3: [0, 1, 0], 4: [0, 0, 1]}.items():  # fmt: skip
+        figure = figure_1.figure_1(lit)
+        assert colours(figure, "norm") + colours(figure, "last norm") == norms, lit
+        skips = [same_color(arrow.get_edgecolor(), COLORS["residual"])
+                 for arrow in artists(figure, FancyArrowPatch, "residual")
+                 if arrow.get_linewidth() == 2]  # fmt: skip
+        both = lit in (None, "encoder")
+        assert skips == [both or lit == 2, both or lit == 3], lit
+        gold = [arrow for arrow in figure.axes[0].patches if isinstance(arrow, FancyArrowPatch)
+                and same_color(arrow.get_edgecolor(), COLORS["class token"])]  # fmt: skip
+        assert len(gold) == (2 if lit in (None, 4) else 0), lit  # from the encoder to the head
+        box = artists(figure, FancyBboxPatch, "class token")[0]
+        assert same_color(box.get_facecolor(), COLORS["class token"]) == (lit in (None, 1)), lit
 
 
 @pytest.fixture
@@ -190,13 +217,17 @@ def test_panels_draw_the_mean_of_the_runs_and_every_run():
     assert any(np.allclose(found.get_ydata(), 0.1) for found in noise.get_lines())  # chance
 
 
-def test_attention_lies_on_the_image_and_grids_in_their_grid():
+def test_attention_stands_beside_the_image_and_grids_in_their_grid():
     weights = torch.tensor([0.1, 0.3, 0.05, 0.25, 0.2, 0.1])
     figure = inspection_charts.attention_on_image(image(), weights, (2, 3))
-    under, over = figure.axes[1].get_images()
+    under, beside = (ax.get_images()[0] for ax in figure.axes[:2])
     assert np.array_equal(under.get_array(), image()[0])
-    assert np.array_equal(over.get_array(), weights.view(2, 3))
-    assert over.get_extent() == under.get_extent() and over.get_alpha() < 1
+    assert np.array_equal(beside.get_array(), weights.view(2, 3))
+    assert beside.get_extent() == under.get_extent() and beside.get_alpha() is None
+    for ax in figure.axes[:2]:  # frames around those above the mean, 1/6
+        places = [tuple(int(n) for n in frame.get_xy()) for frame in ax.patches]
+        assert places == [(1, 0), (0, 1), (1, 1)]  # (column, row)
+    assert_nothing_outside(figure)
 
     similarity = torch.linspace(-1, 1, 36).view(6, 6)
     figure = inspection_charts.grid_of_grids(similarity, (2, 3))
@@ -207,6 +238,25 @@ def test_attention_lies_on_the_image_and_grids_in_their_grid():
             small = whole[3 * row : 3 * row + 2, 4 * col : 4 * col + 3]
             assert np.allclose(small, similarity[3 * row + col].view(2, 3))
     assert np.isnan(whole[2]).all() and np.isnan(whole[:, 3]).all()  # the gaps between
+    assert_nothing_outside(figure)
+
+
+def test_the_ribbon_has_every_table_its_shape_and_the_class_token_framed():
+    tables = {("patches", "cut"): torch.randn(6, 4), ("tokens", "E"): torch.randn(6, 16),
+              ("z", "+"): torch.randn(7, 16), ("y", "LN"): torch.randn(16),
+              ("scores", "head"): torch.eye(10)[1]}  # fmt: skip
+    figure = inspection_charts.shape_ribbon(image(), tables, "abcdefghij")
+    assert np.array_equal(shown(figure)[0].get_array(), image()[0])
+    for ((name, way), numbers), ax in zip(tables.items(), figure.axes[1:], strict=True):
+        (picture,) = ax.get_images()
+        assert np.array_equal(picture.get_array(), torch.atleast_2d(numbers))
+        low, high = picture.get_clim()
+        assert low == -high  # white at 0
+        assert ax.get_title() == f"{name}\n{tuple(numbers.shape)}" and way in words(ax.texts)
+        assert len(ax.patches) == (len(numbers) != 6)  # a frame, but for patches alone
+        # Rows of patches stand at the same height in all tables, below the class token's.
+        assert picture.get_extent()[3] == (0.5 if len(numbers) == 6 else -0.5)
+    assert {t.get_text(): t.get_weight() for t in ax.texts}["b"] == "bold"
     assert_nothing_outside(figure)
 
 
