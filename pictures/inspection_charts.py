@@ -215,5 +215,5 @@ def shape_ribbon(image, tables, classes):
         left += gap + width
     for i, label in enumerate(classes):
         weight = "bold" if i == numbers.argmax() else "normal"
-        ax.text(i + 0.5, 0.9, label, size=8.5, ha="center", va="top", weight=weight)
+        ax.text(i + 0.5, 0.9, label, size=7.5, ha="center", va="top", weight=weight)
     return figure
