@@ -27,10 +27,9 @@ def query_and_keys(query, keys, names, amounts, title, shares=False):
         plane.axline((0, 0), along, ls=":", lw=1, color=COLORS["queries"])
         for key in keys:
             plane.plot(*np.stack([key, key @ along * along]).T, ":", lw=1.2, color=COLORS["keys"])
-    if length > WIDE:  # it goes on beyond the frame
-        plane.plot(*np.stack([0 * query, query]).T, color=COLORS["queries"], lw=3)
-    elif length:
-        draw_arrow(plane, query, COLORS["queries"], 3)
+    reach = max(1, *np.abs(query) / (0.97 * WIDE, 0.97 * 0.75 * WIDE))  # 1 if within the frame
+    if length:
+        draw_arrow(plane, query / reach, COLORS["queries"], 3)
     for name, key in zip(names, keys, strict=True):
         draw_arrow(plane, key, COLORS["keys"], 1.6)
         beyond = key * (1 + 0.35 / np.hypot(*key))
@@ -40,7 +39,8 @@ def query_and_keys(query, keys, names, amounts, title, shares=False):
     plane.set(xticks=[], yticks=[])
     plane.set_xlabel("plant  ←   →  animal", size=9)
     plane.set_ylabel("sea  ←   →  air", size=9)
-    plane.set_title("query (blue), keys and their shadows", size=9)
+    longer = "" if reach < 1.01 else f", {reach:.1f} times as long"
+    plane.set_title(f"query (blue{longer}), keys, shadows", size=9)
     plane.spines[:].set_visible(False)
 
     colors = [pale(COLORS["attention" if amount > 0 else "residual"], 0.2) for amount in amounts]
@@ -77,12 +77,13 @@ def signed_numbers(ax, values, title="", color="attention", rows=None, cols=None
     ax.tick_params(axis="x", rotation=60)
 
 
-def attention_steps(steps, row):
+def attention_steps(steps, row, column=None):
     """The matrices of one attention step from left to right -> Figure.
 
     steps: {title: (matrix, color, row labels or None, column labels, digits)}; row: the row that a
     frame follows, through all matrices that have one for each token that asks (those whose title
-    names neither the keys nor v alone).
+    names neither the keys nor v alone). column: the one token that is asked, whose key, and whose
+    entries in that row, get a dashed frame.
     """
     widths = [matrix.shape[1] for matrix, *_ in steps.values()]
     figure, axes = plt.subplots(1, len(steps), figsize=(12, 2.5), dpi=100, layout="constrained",
@@ -92,6 +93,10 @@ def attention_steps(steps, row):
         if "keys" not in title and "values" not in title:
             ax.add_patch(Rectangle((-0.5, row - 0.5), matrix.shape[1], 1, fill=False, lw=1.8,
                                    ec=COLORS["ink"], zorder=5, clip_on=False))  # fmt: skip
+        if column is not None and ("keys" in title or color == "attention"):
+            top, height = (-0.5, len(matrix)) if "keys" in title else (row - 0.5, 1)
+            ax.add_patch(Rectangle((column - 0.5, top), 1, height, fill=False, lw=1.8, ls="--",
+                                   ec=COLORS["ink"], zorder=6, clip_on=False))  # fmt: skip
     return figure
 
 
@@ -103,6 +108,11 @@ def maps_beside(image, maps, grid, queries, outlined, titles):
     figure, axes = plt.subplots(1, len(maps) + 1, figsize=(1.9 * len(maps) + 2.4, 2.1), dpi=100,
                                 layout="constrained")  # fmt: skip
     draw_image(axes[0], image)
+    for steps, size, line in zip(
+        grid, image.shape[1:], (axes[0].axhline, axes[0].axvline), strict=True
+    ):
+        for step in range(1, steps):
+            line(step * size / steps - 0.5, color=COLORS["patches"], lw=1)
     axes[0].set_title("the image", size=9)
     high = max(float(weights.max()) for weights in maps)
     for ax, weights, query, title in zip(axes[1:], maps, queries, titles, strict=True):

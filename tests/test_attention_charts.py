@@ -47,6 +47,25 @@ def test_steps_frame_one_row_but_not_of_keys_and_values():
     assert figure.axes[0].patches[0].get_y() == 0.5
 
 
+def test_steps_frame_the_key_and_the_entry_of_one_column():
+    steps = {
+        "keys: k": (np.eye(2), "keys", None, "ab", 0),
+        "A": (np.eye(2), "attention", None, "ab", 0),
+        "values: v": (np.eye(2), "values", None, "ab", 0),
+    }
+    keys, shares, values = charts.attention_steps(steps, row=1, column=0).axes
+    for ax, height in ((keys, 2), (shares, 1)):
+        frame = ax.patches[-1]
+        assert (frame.get_x(), frame.get_width(), frame.get_height()) == (-0.5, 1, height)
+    assert len(shares.patches) == 2 and not values.patches
+
+
+def test_an_arrow_too_long_for_the_frame_says_so():
+    figure = charts.query_and_keys([24.0, 0], KEYS, ["a", "b", "c"], KEYS[:, 0], "score")
+    arrow = figure.axes[0].texts[0]
+    assert 2 < arrow.xy[0] < charts.WIDE and "10.3 times" in figure.axes[0].get_title()
+
+
 def test_maps_lie_beside_the_image_with_outlines():
     image, maps = np.zeros((1, 4, 6), np.uint8), np.arange(12.0).reshape(2, 6)
     figure = charts.maps_beside(image, maps, (2, 3), [4, 0], [5], ["one", "two"])
