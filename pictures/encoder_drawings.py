@@ -14,7 +14,6 @@ STYLES = {
     "norm and residual": ("queries", "-"),
     "no residual": ("keys", "--"),
     "no norm": ("values", ":"),
-    "neither": ("ink", (0, (1, 3))),
     "norm before": ("queries", "-"),
     "norm after": ("positions", "-."),
     "fresh": ("residual", "--"),
@@ -47,7 +46,7 @@ def draw_half(ax, start, worker, kind, words):
     stops = [left + 1.5, left + 3.8] if kind in ("norm and residual", "no residual") else []
     parts = [("LN", "norm"), worker] if stops else [worker]
     stops = stops or [left + 2.6]
-    if kind in ("no residual", "neither"):
+    if kind == "no residual":
         ways = [[(start, 0.9), (stops[0] - 0.95, 0.9)], [(stops[-1] + 0.95, 0.9), (start + 7, 0.9)]]
         y = 0.9
     else:
@@ -72,7 +71,7 @@ def draw_half(ax, start, worker, kind, words):
 def draw_road(ax, kind="norm and residual", blocks=2, words=False):
     """The main road from left to right, side roads to attention and MLP above it; z below."""
     end = 14 * blocks
-    if kind not in ("no residual", "neither"):
+    if kind != "no residual":
         ax.add_patch(Rectangle((-1, -0.45), end + 3, 0.9, fc=COLORS["residual"], zorder=1))
         ax.plot((-0.8, end + 1.8), (0, 0), color="white", lw=1.2, dashes=(5, 4), zorder=2)
     for half in range(2 * blocks):
@@ -141,18 +140,32 @@ def by_block(series, ylabel, title, log=False):
     return figure
 
 
+def draw_remarks(ax, stream, remark):
+    """A bar for the stream after each layer, a narrow one before it for what the layer added."""
+    layers = np.arange(1, len(stream) + 1)
+    grey = pale(COLORS["residual"], 0.3)
+    ax.bar(layers, stream, width=0.85, color=grey, label="the stream after it")
+    ax.bar(layers, remark, width=0.45, color=COLORS["mlp"], label="the remark")
+    ax.set(xlim=(0.3, len(stream) + 0.7))
+    ax.spines[["top", "right"]].set_visible(False)
+
+
 def remarks(stacks, title):
-    """{name: (stream, remark)}, one of each for every layer: a panel for each name."""
+    """{name: (stream, remark)}, one of each for every layer: a panel for each name, on one scale.
+
+    Where that leaves bars too small to read, an inset shows them enlarged.
+    """
     figure, axes = plt.subplots(1, len(stacks), figsize=(9.5, 3), dpi=100, sharey=True,
                                 layout="constrained")  # fmt: skip
     for ax, (name, (stream, remark)) in zip(axes, stacks.items(), strict=True):
-        layers = np.arange(1, len(stream) + 1)
-        grey = pale(COLORS["residual"], 0.3)
-        ax.bar(layers, stream, width=0.85, color=grey, label="the stream after it")
-        ax.bar(layers, remark, width=0.45, color=COLORS["mlp"], label="the remark")
-        ax.set(xlabel="layer", xlim=(0.3, len(stream) + 0.7))
+        draw_remarks(ax, stream, remark)
+        ax.set_xlabel("layer")
         ax.set_title(name, size=10)
-        ax.spines[["top", "right"]].set_visible(False)
+    for ax, sizes in zip(axes, stacks.values(), strict=True):
+        if max(sizes[0]) < ax.get_ylim()[1] / 4:
+            inset = ax.inset_axes((0.12, 0.37, 0.84, 0.53))
+            draw_remarks(inset, *sizes)
+            inset.set_title("the same, enlarged", size=9)
     axes[0].set_ylabel("size")
     axes[0].legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(title, size=11)
@@ -161,17 +174,20 @@ def remarks(stacks, title):
 
 def stack_frame(kind, travel, cosines, depth):
     """A stack of one kind: its block, sizes on the way, and who resembles whom at the end."""
-    figure = plt.figure(figsize=(8.2, 3.7), dpi=72, layout="constrained")
+    figure = plt.figure(figsize=(8.2, 3.9), dpi=72, layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(1, 1.8), width_ratios=(1, 1, 0.9))
     draw_road(figure.add_subplot(grid[0, :]), kind, blocks=1)
     axes = [figure.add_subplot(grid[1, column]) for column in range(3)]
-    draw_sizes(axes[:2], {kind: travel}, limits=(1e-11, 1e11))
-    for ax in axes[:2]:
-        ax.set(xlim=(0, 24), xlabel="after block", yticks=(1e-9, 1e-6, 1e-3, 1, 1e3, 1e6, 1e9))
+    draw_sizes(axes[:2], {kind: travel})
+    for ax, most in zip(axes, (5, 9), strict=False):  # decades
+        ax.set(xlim=(0, 24), xlabel="after block", ylim=(0.01, 10 ** (most + 0.2)))
+        ax.set_yticks([10.0**power for power in range(-1, most + 1, 2)])
         ax.minorticks_off()
+    n = len(cosines)
+    mean = (cosines.sum() - n) / (n * (n - 1))  # of two different tokens
     axes[2].imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
     axes[2].set(xticks=[], yticks=[], xlabel="tokens (red: 1, white: 0)", ylabel="tokens")
-    axes[2].set_title("cosine of two tokens", size=10)
+    axes[2].set_title(f"cosines, mean {mean:.2f}", size=10)
     figure.suptitle(f"{kind}: a stack of {depth} block{'s' * (depth > 1)}", size=11)
     return figure
 
