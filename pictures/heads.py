@@ -9,13 +9,13 @@ from matplotlib.patches import Polygon, Rectangle
 
 from helpers.plotting import COLORS, draw_image, pale
 
-LINES = [("queries", "-"), ("keys", "--"), ("values", ":"), ("positions", "-.")]
+CLASSES = ("queries", "keys", "values", "positions")
 
 
 def split_attend_join_project(B, N, D, h, lit=3):
     """Equations 5 to 8 from top to bottom, channels from left to right: every head is a column.
 
-    lit: the head whose way in (from all D numbers) and way out (to all D) is drawn, from 1.
+    lit: the head whose way in (from all D numbers) and way out (to all D) is filled, from 1.
     """
     d_k = D // h
     figure, ax = plt.subplots(figsize=(10, 6.6), dpi=100, layout="constrained")
@@ -30,10 +30,15 @@ def split_attend_join_project(B, N, D, h, lit=3):
             color = pale(COLORS[name], 0.35 if i == lit - 1 else 0.7)
             box(i * step + gap, y, step - 2 * gap, height, color, text)
 
-    def fan(top, bottom, narrow, wide):
-        left, right = (lit - 1) * step, lit * step
-        ends = [(left, narrow), (right, narrow), (100, wide), (0, wide)]
-        ax.add_patch(Polygon(ends, fc=pale(COLORS["class token"], 0.7), ec="none", zorder=0))
+    def fans(narrow, wide):
+        for i in range(h):  # filled for the lit head, thin lines for the others
+            left, right = i * step, (i + 1) * step
+            if i != lit - 1:
+                for x, end in ((left, 0), (right, 100)):
+                    ax.plot([x, end], [narrow, wide], color="#DDD", lw=0.8, zorder=0.5)
+                continue
+            ends = [(left, narrow), (right, narrow), (100, wide), (0, wide)]
+            ax.add_patch(Polygon(ends, fc=pale(COLORS["class token"], 0.7), ec="none", zorder=0))
 
     def note(y, name, code, shape):
         ax.text(106, y, name, size=12, weight="bold", va="center")
@@ -41,27 +46,30 @@ def split_attend_join_project(B, N, D, h, lit=3):
         ax.text(126, y + 2.2, shape, size=9, va="center")
 
     heads = range(1, h + 1)
-    grey = pale(COLORS["residual"], 0.5)
+    grey, green = pale(COLORS["residual"], 0.5), COLORS["values"]
     box(0, 0, 100, 6, grey, rf"tokens $\mathbf{{z}}$: N = {N} rows, D = {D} columns")
-    fan(6, 16, 16, 6)
+    fans(16, 6)
     ax.text(50, 11, r"$\mathbf{U}_{qkv}$", ha="center", va="center", size=12)
-    for i, (letter, name) in enumerate(zip("qkv", ("queries", "keys", "values"), strict=True)):
-        row(16 + 6 * i, 6, name, [rf"$\mathbf{{{letter}}}_{j}$" for j in heads])
+    for i, (letter, name) in enumerate(zip("vqk", ("values", "queries", "keys"), strict=True)):
+        row(16 + 6 * i, 6, name, [rf"$\mathbf{{{letter}}}_{j}$" for j in heads], gap=1.7)
     row(40, 13, "attention", [f"$A_{j}$\n{N} × {N}" for j in heads], gap=1.7)
-    row(57, 7, "values", [rf"$A_{j}\mathbf{{v}}_{j}$" for j in heads], gap=1.7)
     for j in heads:
-        x = (j - 0.5) * step
-        for start, end in ((34, 40), (53, 57), (64, 68)):
-            ax.annotate("", (x, end), (x, start), arrowprops={"arrowstyle": "-|>", "color": "#555"})
-    row(68, 6, "values", [rf"$\mathrm{{SA}}_{j}$" for j in heads])
-    fan(74, 84, 74, 84)
-    ax.text(50, 79, r"$\mathbf{U}_{msa}$", ha="center", va="center", size=12)
+        arrow = {"arrowstyle": "-|>", "color": "#555", "shrinkA": 0, "shrinkB": 0}
+        for start, end in ((34, 40), (53, 63)):  # q and k make A, A makes SA
+            ax.annotate("", ((j - 0.5) * step, end), ((j - 0.5) * step, start), arrowprops=arrow)
+        x = j * step - 0.6  # v goes past A, straight to SA
+        ax.plot([x - 1.1, x, x], [19, 19, 58], color=green, lw=1.5)
+        ax.annotate("", (x, 63), (x, 57), arrowprops=arrow | {"color": green, "lw": 1.5})
+    texts = [rf"$\mathrm{{SA}}_{j} = A_{j}\mathbf{{v}}_{j}$" for j in heads]
+    row(63, 8, "values", texts)
+    fans(71, 84)
+    ax.text(50, 77.5, r"$\mathbf{U}_{msa}$", ha="center", va="center", size=12)
     box(0, 84, 100, 6, grey, rf"MSA($\mathbf{{z}}$): {N} rows, {D} columns")
     whole, cut = f"({B}, {N}, {D})", f"({B}, {h}, {N}, {d_k})"
     note(3, "", "(B, N, D)", whole)
     note(25, "split", "qkv, chunk, view, transpose", f"three of {cut}")
-    note(50, "attend", "attention(q, k, v)", cut)
-    note(71, "join", "transpose, reshape", whole)
+    note(46.5, "attend", "attention(q, k, v)", cut)
+    note(67, "join", "transpose, reshape", whole)
     note(87, "project", "proj", whole)
     ax.text(0, -3, f"each head computes its {d_k} columns from all {D} …", size=9, color="#8a5a00")
     ax.text(0, 93, f"… and writes into all {D}", size=9, color="#8a5a00", va="center")
@@ -71,27 +79,29 @@ def split_attend_join_project(B, N, D, h, lit=3):
     return figure
 
 
-def head_on_image(image, weights, grid, title, query=0):
+def head_on_image(image, weights, grid, title, named, query=0):
     """What one patch takes from each: the image (C, H, W) beside its weights (N,), from 0 to 1.
 
-    The patch that asks is framed in blue, the one it takes most from in orange, dashed.
+    named: patches to name on the weights, {"red": 3}, framed in their colour as well. The patch
+    that asks has an orange frame, dashed.
     """
     weights = np.asarray(weights, dtype=float).reshape(grid)
     rows, cols = grid
-    figure, (left, right) = plt.subplots(1, 2, figsize=(5.8, 2.8), dpi=80, layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(5.4, 2.6), dpi=75, layout="constrained")
     draw_image(left, image, extent=(0, cols, rows, 0))
-    shown = right.imshow(weights, vmin=0, vmax=1, cmap="Blues", extent=(0, cols, rows, 0))
-    for (i, j), weight in np.ndenumerate(weights):
-        color = "white" if weight > 0.6 else COLORS["ink"]
-        right.text(j + 0.5, i + 0.5, f"{weight:.2f}", ha="center", va="center", color=color)
-    most = divmod(int(weights.argmax()), cols)
-    for ax in (left, right):
-        for (i, j), name, style in (
-            (divmod(query, cols), "queries", "-"),
-            (most, "keys", (0, (3, 1.5))),
-        ):
-            frame = {"ec": COLORS[name], "ls": style, "fc": "none", "lw": 3}
-            ax.add_patch(Rectangle((j + 0.04, i + 0.04), 0.92, 0.92, **frame))
+    shown = right.imshow(weights, vmin=0, vmax=1, cmap="Purples", extent=(0, cols, rows, 0))
+    names = {query: ("asks", COLORS["class token"], (0, (3, 1.5)))}
+    names |= {patch: (color, f"tab:{color}", "-") for color, patch in named.items()}
+    for patch, weight in enumerate(weights.flat):
+        i, j = divmod(patch, cols)
+        name, color, style = names.get(patch, ("", "none", "-"))
+        ink = "white" if weight > 0.5 else COLORS["ink"]
+        text = f"{name}\n{weight:.2f}" if name else f"{weight:.2f}"
+        right.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink)
+        if name:
+            for ax in (left, right):
+                frame = {"ec": color, "ls": style, "fc": "none", "lw": 3}
+                ax.add_patch(Rectangle((j + 0.04, i + 0.04), 0.92, 0.92, **frame))
     right.set(xticks=[], yticks=[])
     right.spines[:].set_visible(False)
     figure.colorbar(shown, ax=right, fraction=0.05).set_label("attention weight", size=9)
@@ -102,20 +112,23 @@ def head_on_image(image, weights, grid, title, query=0):
 def one_mixture(share, red, blue, classes, accuracy):
     """Which pairs of greys give one answer: share * red + (1 - share) * blue, each (4, n).
 
-    Left the pairs, a square for each class, and lines on which the answer is the same; right how
-    often each answer comes back. accuracy: of the best reader, for the title.
+    Left the pairs, a square for each class, and lines on which the answer is the same; right, in
+    a row for each class, how often each answer comes back. accuracy: of the best reader.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3), dpi=80, layout="constrained")
     answers = share * red + (1 - share) * blue
-    for x, y, values, name, (color, style) in zip(red, blue, answers, classes, LINES, strict=True):
+    rows = zip(red, blue, answers, classes, CLASSES, strict=True)
+    for i, (x, y, values, name, color) in enumerate(rows):
         corner = (float(x.min()), float(y.min()))
         size = float(x.max() - x.min()), float(y.max() - y.min())
-        fill = {"fc": pale(COLORS[color], 0.6), "ec": COLORS[color], "ls": style}
+        fill = {"fc": pale(COLORS[color], 0.6), "ec": COLORS[color]}
         left.add_patch(Rectangle(corner, *size, **fill))
         middle = corner[0] + size[0] / 2, corner[1] + size[1] / 2
         left.text(*middle, name, ha="center", va="center", size=12)
         counts, edges = np.histogram(values, bins=60, range=(0, 1))
-        right.plot((edges[1:] + edges[:-1]) / 2, counts, style, color=COLORS[color], label=name)
+        height = 0.85 * counts / counts.max()
+        right.stairs(3 - i + height, edges, baseline=3 - i, fill=True, **fill)
+        right.axhline(3 - i, color=COLORS["ink"], lw=0.8)
     x = np.array([0, 1])
     for answer in np.linspace(0.1, 0.9, 9):
         if share < 1:
@@ -124,9 +137,9 @@ def one_mixture(share, red, blue, classes, accuracy):
             left.axvline(answer, color=COLORS["residual"], lw=0.8)
     left.set(xlim=(0, 1), ylim=(0, 1), xlabel="grey at red", ylabel="grey at blue", aspect="equal")
     left.set_title("lines of one answer", size=10)
-    right.set(xlim=(0, 1), ylim=(0, None), yticks=[], xlabel="what comes back", ylabel="how often")
+    right.set(xlim=(0, 1), ylim=(0, 4), xlabel="what comes back", ylabel="how often, by class")
+    right.set_yticks([3.4, 2.4, 1.4, 0.4], labels=classes)
+    right.tick_params(axis="y", length=0)
     right.set_title(f"best reader: {accuracy:.0%} right", size=10)
-    right.legend(frameon=False, fontsize=8, ncols=4, loc="upper center")
-    right.set_ylim(0, 1.25 * right.get_ylim()[1])
     figure.suptitle(f"{share:.2f} of the weight on red, {1 - share:.2f} on blue", size=10)
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import same_color
-from matplotlib.patches import Polygon, Rectangle
+from matplotlib.patches import Polygon, Rectangle, StepPatch
 
 from helpers.plotting import COLORS
 from lab.tasks import light_or_dark
@@ -37,16 +37,19 @@ def test_the_diagram_has_a_column_for_each_head_and_all_shapes(h, lit):
 
 def test_weights_stand_in_their_patches_and_frames_around_the_right_ones():
     weights = torch.tensor([0.1, 0.2, 0.05, 0.05, 0.05, 0.55])
-    figure = heads.head_on_image(image(), weights, (2, 3), "a head", query=1)
+    named = {"red": 5, "blue": 3}
+    figure = heads.head_on_image(image(), weights, (2, 3), "a head", named, query=1)
     picture, found = shown(figure)[:2]
     assert np.array_equal(picture.get_array(), image()[0])
     assert np.allclose(found.get_array(), weights.view(2, 3)) and found.get_clim() == (0, 1)
-    for text, weight in zip(figure.axes[1].texts, weights, strict=True):
-        assert text.get_text() == f"{weight:.2f}"
+    names = ("", "asks\n", "", "blue\n", "", "red\n")
+    for text, name, weight in zip(figure.axes[1].texts, names, weights, strict=True):
+        assert text.get_text() == f"{name}{weight:.2f}"
     for ax in figure.axes[:2]:
-        asks, most = [p for p in ax.patches if isinstance(p, Rectangle)]
-        assert same_color(asks.get_edgecolor(), COLORS["queries"])
-        assert [np.floor(p.get_xy()).tolist() for p in (asks, most)] == [[1, 0], [2, 1]]
+        frames = [p for p in ax.patches if isinstance(p, Rectangle)]
+        for p, color in zip(frames, (COLORS["class token"], "tab:blue", "tab:red"), strict=True):
+            assert same_color(p.get_edgecolor(), color)
+        assert [np.floor(p.get_xy()).tolist() for p in frames] == [[1, 0], [0, 1], [2, 1]]
     assert_nothing_outside(figure)
 
 
@@ -64,5 +67,9 @@ def test_on_a_line_the_answer_is_the_same(share):
     for line in left.lines:
         x, y = (np.asarray(data, dtype=float) for data in line.get_data())
         assert np.ptp(share * x + (1 - share) * y) < 1e-9
-    assert [sum(line.get_ydata()) for line in right.lines] == [500] * 4
+    for i, (row, x, y) in enumerate(zip(artists(figure, StepPatch), red, blue, strict=True)):
+        height, edges, bottom = row.get_data()
+        counts = np.histogram(share * x + (1 - share) * y, edges)[0]
+        assert bottom == 3 - i and counts.sum() == 500
+        assert np.allclose((height - bottom) / 0.85, counts / counts.max())
     assert_nothing_outside(figure)
