@@ -1,4 +1,4 @@
-"""Charts of 02 and its side trips: the filters of a patch embedding, and patches on a map."""
+"""Charts of 02 and its side trips: filters, their answers, and patches on a map."""
 
 from textwrap import fill
 
@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torchvision.utils import make_grid
 
-from helpers.plotting import COLORS, draw_image
+from helpers.plotting import COLORS, draw_image, heatmaps, numbers
 
 
 def filter_pixels(filters, limit=None):
@@ -59,11 +59,33 @@ def patch_map(patches, filters, tokens, names):
     ax.set_title(f"64 patches; across: {names[0]}, up: {names[1]}", size=9)
     across = figure.add_axes((0.59, 0.01, 0.095, 0.152))
     up = figure.add_axes((0.045, 0.5, 0.095, 0.152))
-    for beside, picture in zip((across, up), filter_pixels(filters), strict=True):
+    limit = 1.3 * filters.abs().amax((-1, -2, -3), keepdim=True)  # white would be the page
+    for beside, picture in zip((across, up), filter_pixels(filters, limit), strict=True):
         draw_image(beside, picture)
         frame = {"transform": beside.transAxes, "fc": "none", "clip_on": False}
         beside.add_patch(Rectangle((0, 0), 1, 1, ec=COLORS["ink"], lw=0.8, **frame))
     across.set_ylabel(f"{names[0]} → ", size=9, rotation=0, ha="right", va="center")
-    up.set_xlabel(fill(names[1], 9), size=9)
+    up.set_xlabel(fill(names[1], 10), size=9)
     up.set_title("↑", size=9)
+    return figure
+
+
+def product_chart(x, E, pixels, questions):
+    """x (n,), E (n, D) and their product with their numbers, purple above 0, orange below."""
+    figure, axes = plt.subplots(1, 3, figsize=(8, 2.6), width_ratios=(len(x), *E.shape[1:] * 2),
+                                layout="constrained")  # fmt: skip
+    numbers(axes[0], x[None], "patch x, flattened", cols=pixels)
+    numbers(axes[1], E, "matrix E", rows=pixels, cols=questions)
+    numbers(axes[2], (x @ E)[None], "token x E", cols=questions)
+    for ax, values in zip(axes, (x[None], E, (x @ E)[None]), strict=True):
+        ax.get_images()[0].set(array=values.numpy(), cmap="PuOr", clim=(-2, 2))
+    return figure
+
+
+def answer_pictures(photo, answers, label):
+    """A grey photo (H, W), 0 to 1, and {title: a filter's answers (h, w)}, which share a bar."""
+    titles = ["the photograph, grey", *answers]
+    shown = [photo, *answers.values()]
+    figure = heatmaps(shown, titles, len(shown), label, 2.7, (-0.7, 0.7), "PuOr")
+    figure.axes[0].get_images()[0].set(cmap="gray", clim=(0, 1))  # a scale of its own
     return figure

@@ -3,7 +3,13 @@
 import matplotlib.pyplot as plt
 import torch
 
-from pictures.embedding_charts import filter_panels, filter_pixels, patch_map
+from pictures.embedding_charts import (
+    answer_pictures,
+    filter_panels,
+    filter_pixels,
+    patch_map,
+    product_chart,
+)
 
 
 def test_zero_is_mid_grey_and_the_limit_is_full():
@@ -33,4 +39,20 @@ def test_patches_lie_at_their_tokens():
     centres = torch.stack([extents[:, :2].mean(1), extents[:, 2:].mean(1)], dim=1)
     torch.testing.assert_close(centres, tokens)
     assert len(figure.axes) == 3  # the map, and the two filters beside it
+    plt.close(figure)
+
+
+def test_a_product_writes_all_its_numbers():
+    x, E = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.0, -3.0]])
+    figure = product_chart(x, E, ["a", "b"], ["p", "q", "r"])
+    written = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert [len(texts) for texts in written] == [2, 6, 3]
+    assert written[2] == ["2.00", "-1.00", "-6.00"]
+    plt.close(figure)
+
+
+def test_the_photograph_has_a_scale_of_its_own():
+    figure = answer_pictures(torch.rand(8, 8), {"one": torch.randn(2, 2)}, "label")
+    limits = [ax.get_images()[0].get_clim() for ax in figure.axes[:2]]
+    assert limits == [(0, 1), (-0.7, 0.7)]
     plt.close(figure)
