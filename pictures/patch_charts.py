@@ -7,7 +7,7 @@ from matplotlib.patches import Rectangle
 from helpers.plotting import COLORS, draw_image, pale
 
 
-def word_and_bill(photo, P, at=(0.5, 0.5), sides=(1, 2, 4, 8, 16, 32, 56, 112, 224)):
+def word_and_bill(photo, P, at=(0.5, 0.5), sides=(1, 2, 4, 8, 16, 32, 56, 224)):
     """A square photo (C, S, S) cut with side P, one of its patches from near, and what P costs.
 
     at: (row, column), from 0 to 1, of the point whose patch is shown; sides: the P of the curve.
