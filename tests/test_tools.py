@@ -62,6 +62,20 @@ def test_failing_notebook_is_named_and_left_alone_and_the_others_run(bad, good, 
     assert sorted(p.name for p in bad.parent.iterdir()) == [bad.name, good.name, broken.name]
 
 
+def test_a_page_folds_answers_and_leaves_out_what_is_folded(tmp_path, write_notebook):
+    answer = "**Predict.**\n\n<details><summary>Answer</summary>\n\nIt is **four**.\n\n</details>"
+    path = write_notebook(tmp_path / "05_page.ipynb", "# T", ["hidden = 1"], answer, ["print(4)"])
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].metadata = dict(run_notebooks.FOLDED)
+    nbformat.write(notebook, path)
+    run_notebooks.run([path], tmp_path / "build")
+    page = (tmp_path / "build" / "05_page.html").read_text(encoding="utf-8")
+    inside = page.partition("<details>")[2].partition("</details>")[0]
+    assert "<strong>four</strong>" in inside and "hidden" not in page.partition("<main>")[2]
+    run_notebooks.run([path])
+    assert dict(nbformat.read(path, as_version=4).cells[1].metadata) == run_notebooks.FOLDED
+
+
 def test_pages_and_table(bad, good, tmp_path, capsys, monkeypatch):
     build = tmp_path / "build"
     build.mkdir()

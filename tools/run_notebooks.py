@@ -11,6 +11,7 @@ others have run, and the exit status is 1; with --inplace its file stays as it w
 import argparse
 import asyncio
 import base64
+import copy
 import html
 import io
 import json
@@ -179,12 +180,17 @@ def save_film(notebook, path):
 
 
 def write_page(notebook, result, build):
-    """The executed copy and its HTML page, pictures inside."""
+    """The executed copy and its HTML page: pictures inside, without the cells that are folded.
+
+    Not with embed_images: it parses the prose block by block and unfolds the answers.
+    """
     from nbconvert import HTMLExporter
 
     nbformat.write(notebook, build / result.path.name)
     where = {"name": result.path.stem, "path": str(result.path.parent)}
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, {"metadata": where})
+    page = copy.deepcopy(notebook)
+    page.cells = [cell for cell in page.cells if not FOLDED.items() <= cell.metadata.items()]
+    page, _ = HTMLExporter().from_notebook_node(page, {"metadata": where})
     (build / f"{result.path.stem}.html").write_text(page, encoding="utf-8")
 
 
