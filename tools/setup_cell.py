@@ -1,3 +1,4 @@
+# @title Set-up: fetches the rest where this page was opened alone
 import subprocess
 import sys
 from pathlib import Path
