@@ -127,8 +127,9 @@ def load_checkpoint(path):
         model = VisionTransformer(**facts["model"])
         model.load_state_dict(weights, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:150]
         raise ValueError(
-            f"{path} has facts and weights that make no model here ({str(error).strip()}): it was "
-            "changed, or is of a newer version of helpers. Take the file as it was saved, or update"
+            f"{path} has facts and weights that make no model here ({reason}): it was changed, or "
+            "is of a newer version of helpers. Take the file as it was saved, or update"
         ) from error
     return model.eval(), facts

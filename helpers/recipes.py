@@ -41,6 +41,8 @@ def check_all(model, data, config):
         raise ValueError("fsdp shares a model among processes: start them with torchrun")
     if not blocks:
         raise ValueError("the model has no encoder block: build it with depth 1 or more")
+    if any(parameter.numel() == 0 for parameter in model.parameters()):
+        raise ValueError("the model has a layer of no width: give a larger mlp_ratio")
     in_memory, (_, H, W) = isinstance(data.train, Split), data.train.image_shape
     if config.shift >= min(H, W):
         raise ValueError(f"shift is {config.shift} and the images are {H} x {W}: it must be below")

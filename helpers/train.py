@@ -86,10 +86,10 @@ def build_parser():
     stream = "decode the pictures while training: for folders larger than the memory"
     data.add_argument("--stream", action="store_true", help=stream)
     seed = "seed of the split (default 0)"
-    data.add_argument("--split-seed", type=int, default=0, metavar="N", help=seed)
+    data.add_argument("--split-seed", type=int, metavar="N", help=seed)
     for part, share in (("validation", 0.1), ("test", 0.2)):
         text = f"share of the images set aside for {part}, where there are none (default {share})"
-        data.add_argument(f"--{part}", type=float, default=share, metavar="X", help=text)
+        data.add_argument(f"--{part}", type=float, metavar="X", help=text)
     no_flip = "no mirror images while training: for signs, letters, digits"
     data.add_argument("--no-flip", action="store_true", help=no_flip)
     kinds = f"settings to start from: {', '.join(RECIPES)} (default small)"
@@ -143,26 +143,25 @@ def run(args):
     check(asked := given(args, MODEL_FLAGS), {name: ARGUMENTS[name] for name in asked})
     if args.json:
         check_writable(args.json)
-    shares = {"validation": args.validation, "test": args.test}
-    options = {} if args.img_size is None else {"img_size": args.img_size}
+    cut = given(args, ("split_seed", "validation", "test"))
+    options = cut | given(args, ("img_size",))
     read = load_streaming if args.stream else load
     with first_process_first():
-        data = read(args.data, args.root, split_seed=args.split_seed, **shares, **options)
+        data = read(args.data, args.root, **options)
     data = dataclasses.replace(data, flip=data.flip and not args.no_flip)
     model_args, training = recipe(data, args.recipe)
     model_args |= asked
     config = TrainConfig(**(training | given(args, TRAINING_FLAGS)))
-    model = VisionTransformer(
-        **model_args
-    )  # refuses sizes that do not fit, before a folder is made
-    check_all(model, data, config)
+    torch.manual_seed(config.seed)
+    model = VisionTransformer(**model_args)
+    check_all(model, data, config)  # before a folder is made
+    for name in [name for name in cut if name not in data.cut]:
+        print(f"{name} does nothing: {data.name} brings its own splits", file=sys.stderr)
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun
     if config.run_dir is None:
         config.run_dir = default_run_dir(data.name, config.resume or restarted)
     config.resume = config.resume or (restarted and bool(config.run_dir))
     args.run_dir = config.run_dir
-    torch.manual_seed(config.seed)
-    model = VisionTransformer(**model_args)
     parameters = sum(p.numel() for p in model.parameters())
     say(
         f"{data.name}: {len(data.train)} training, {len(data.validation)} validation and "
@@ -179,8 +178,8 @@ def run(args):
         tested = f"test accuracy {history.test_accuracy:.2%}, loss {history.test_loss:.3f}"
     say(f"{tested}, {history.seconds:.0f} s on {history.device} in {history.precision}")
     if rank() == 0:
-        source = {name: getattr(args, name) for name in ("data", "split_seed", "recipe")}
-        result = source | shares | result_of(history, model, model_args, config)
+        source = {"data": args.data, "recipe": args.recipe, **data.cut}
+        result = source | result_of(history, model, model_args, config)
         if config.run_dir:
             write_json(Path(config.run_dir) / "result.json", result)
         if args.json:

@@ -171,15 +171,20 @@ def still_picture(image, maps, rollout, model):
     return png(drawn.quantize(128, Image.Quantize.MAXCOVERAGE, kmeans=1))
 
 
+def style_and_script(name):
+    """name.css with the colours of plotting.py, and name.js, a function of (root, given)."""
+    style, script = (
+        "\n".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        for path in (Path(__file__).with_name(f"{name}.{end}") for end in ("css", "js"))
+    )
+    for part, color in COLORS.items():
+        style = style.replace(f"COLOR({part})", color)
+    return style, script.removesuffix(";")
+
+
 def assembled(facts, still):
     """The page: style, still picture, script and what it is given."""
-    folder = Path(__file__).parent
-    style, script = (
-        "\n".join(line.strip() for line in (folder / name).read_text(encoding="utf-8").splitlines())
-        for name in ("explorer.css", "explorer.js")
-    )
-    for name in ("class token", "queries", "keys"):
-        style = style.replace(f"COLOR({name})", COLORS[name])
+    style, script = style_and_script("explorer")
     who = "class token" if facts["classToken"] else "mean of all patches"
     said = (
         f"Where the {who} looks in {html.escape(facts['titles'][0])}: the mean of the heads, layer "
@@ -192,6 +197,6 @@ def assembled(facts, still):
         f'<div class="vit-explorer">\n<style>\n{style}\n</style>\n'
         f'<figure class="vx-still"><img src="{still}" alt="Attention maps of one image">'
         f"<figcaption>{said}</figcaption></figure>\n"
-        f"<script>\n{script.removesuffix(';')}(document.currentScript.parentElement, "
+        f"<script>\n{script}(document.currentScript.parentElement, "
         f"{given});\n</script>\n</div>"
     )

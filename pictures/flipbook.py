@@ -7,7 +7,6 @@ network or a kernel; where no script runs, one of the drawings stands still.
 import html
 import itertools
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,8 +14,8 @@ from IPython.display import HTML
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from helpers.plotting import COLORS, pixels
-from pictures.explorer import picture, png
+from helpers.plotting import pixels
+from pictures.explorer import picture, png, style_and_script
 
 LIMIT = 250_000  # bytes of HTML
 MOST = 80  # drawings
@@ -81,12 +80,7 @@ def drawn(figure):
 
 def assembled(facts, first):
     """The page: style, the drawing that stands still, script and what it is given."""
-    folder = Path(__file__).parent
-    style, script = (
-        "\n".join(line.strip() for line in (folder / name).read_text(encoding="utf-8").splitlines())
-        for name in ("flipbook.css", "flipbook.js")
-    )
-    style = style.replace("COLOR(queries)", COLORS["queries"])
+    style, script = style_and_script("flipbook")
     names = " and ".join(control["label"] for control in facts["controls"])
     still = html.escape(facts["said"][first])
     # In a script only "<" could end it early; in JSON that is the same as \u003c.
@@ -95,6 +89,6 @@ def assembled(facts, first):
         f'<div class="vit-flipbook">\n<style>\n{style}\n</style>\n<figure class="fb-still">'
         f'<img src="{facts["drawings"][first]}" alt="{still}"><figcaption>A still of a figure to '
         f"play with. Run the cell to choose: {html.escape(names)}.</figcaption></figure>\n"
-        f"<script>\n{script.removesuffix(';')}(document.currentScript.parentElement, {given});\n"
+        f"<script>\n{script}(document.currentScript.parentElement, {given});\n"
         "</script>\n</div>"
     )

@@ -112,6 +112,30 @@ def test_broken_and_foreign_checkpoints_are_refused(few, tmp_path):
             load_checkpoint(bad)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(registers=4),
+        dict(embed_dim=24),
+        dict(depth=3),
+        dict(num_heads=5),
+        dict(depth="x"),
+        None,
+    ],
+)
+def test_a_checkpoint_with_other_facts_is_refused_with_what_to_do(change, few, tmp_path):
+    """Of a newer version, or changed by hand."""
+    path, model = tmp_path / "a.safetensors", tiny_vit()
+    facts = {"model": model_arguments(model) | change} if change else {"classes": []}
+    save_file(model.state_dict(), path, metadata={"vit": json.dumps(facts)})
+    with pytest.raises(ValueError, match="make no model here.*newer version.*update") as caught:
+        load_checkpoint(path)
+    assert len(str(caught.value).splitlines()) == 1
+    save_file(model.state_dict(), path, metadata={"vit": "{"})
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        load_checkpoint(path)
+
+
 def test_the_kept_model_is_as_good_as_its_card_says():
     model, facts = load_checkpoint(ROOT / "data/checkpoints/fashion-mnist.safetensors")
     card = (ROOT / "data/checkpoints/README.md").read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from helpers.checkpoints import model_arguments
 from helpers.data import Split, load
@@ -83,6 +84,18 @@ def test_the_command_refuses_them_in_one_line_and_makes_no_folder(tmp_path, monk
         assert out == "" and list(tmp_path.iterdir()) == [], flag
 
 
+def test_shares_that_have_no_effect_are_said(tmp_path, capsys):
+    for part in ("train", "test", "val"):
+        for i in range(4):
+            (tmp_path / part / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 50 * i).save(tmp_path / part / "ab"[i % 2] / f"{i}.png")
+    words = ("--data", tmp_path, "--epochs", 1, "--depth", 1, "--img-size", 8, "--run-dir", "")
+    assert command(*words, "--split-seed", 3, "--test", 0.5) == 0
+    err = capsys.readouterr().err
+    assert "split_seed does nothing" in err and "test does nothing" in err
+    assert command(*words) == 0 and "does nothing" not in capsys.readouterr().err
+
+
 def test_what_has_no_effect_is_said(few, capsys):
     fit(tiny_vit(), few, quick(1, drop_path=0.1, workers=2))
     err = capsys.readouterr().err
@@ -133,6 +146,7 @@ def test_without_training_images_or_blocks_nothing_starts(few, tmp_path):
     for model, data, settings, message in (
         (tiny_vit(), replace(few, train=none_of(few.train)), config, "no training images"),
         (tiny_vit(depth=0), few, config, "depth 1 or more"),
+        (tiny_vit(mlp_ratio=0.01), few, config, "larger mlp_ratio"),
         (tiny_vit(), few, replace(config, device="foo"), "device is 'foo'.*choose auto or cpu"),
         (tiny_vit(), few, replace(config, crop=0.5), "load_streaming"),
         (tiny_vit(), few, replace(config, fsdp=True), "start them with torchrun"),
