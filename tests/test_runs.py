@@ -528,10 +528,11 @@ def test_processes_on_a_cpu_leave_the_gpu_alone(monkeypatch):
     monkeypatch.setattr(distributed.dist, "PrefixStore", lambda *_: None)
     monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda b, **_: backends.append(b))
-    for device in ("cpu", "auto"):
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("on the first card"))
+    for device in ("cpu", "auto", "cuda"):
         with distributed.joined(device):
             pass
-    assert backends == ["gloo", 3, "cpu:gloo,cuda:nccl"]
+    assert backends == ["gloo"] + 2 * [3, "cpu:gloo,cuda:nccl"]
 
 
 def test_shared_weights_stay_on_the_device_of_the_model(monkeypatch):

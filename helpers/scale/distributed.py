@@ -16,8 +16,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers.scale.devices import choose_device
-
 
 class Part(NamedTuple):
     """Which images of a batch of total images this process holds: start to stop - 1.
@@ -36,13 +34,14 @@ class Part(NamedTuple):
 def joined(device="auto"):
     """Meet the other processes, if torchrun started this one; part from them at the end.
 
-    device: what all will train on, as helpers.scale.devices.choose_device takes it.
+    device: what all will train on, as helpers.scale.devices.choose_device takes it. Each process
+    gets its card here, before anything can land on the first.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it, and all that init needs
         yield
         return
     backend = "gloo"
-    if choose_device(device).type == "cuda":
+    if torch.cuda.is_available() and device.split(":")[0] in ("auto", "cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     # torchrun's store outlives a restart (pytorch issue 135712): each attempt gets its own keys.
@@ -133,6 +132,8 @@ def compile_ahead(model, shared, data, config, precision):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 logits = fast(x)
             logits.float().sum().backward()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a compiler may say, at length
             reason = next(line for line in f"{error}\n?".splitlines() if line.strip())[:150]
             raise ValueError(
