@@ -36,7 +36,7 @@
     const { rows, cols, picture, shape } = patches;
     const mark = make("div", { class: "fb-mark" });
     const node = make("div", { class: "fb-patches", role: "slider", tabindex: 0, "aria-label": "patch",
-      "aria-valuemin": 1, "aria-valuemax": rows * cols, ...ours }, mark);
+      "aria-valuemin": 0, "aria-valuemax": rows * cols - 1, ...ours }, mark);
     node.style.backgroundImage = `url(${picture})`;
     node.style.aspectRatio = shape;
     node.addEventListener("click", (event) => {
@@ -59,8 +59,8 @@
       const [row, col] = [Math.floor(chosen[i] / cols), chosen[i] % cols];
       Object.assign(mark.style, { left: `${100 * col / cols}%`, top: `${100 * row / rows}%`,
         width: `${100 / cols}%`, height: `${100 / rows}%` });
-      node.setAttribute("aria-valuenow", chosen[i] + 1);
-      node.setAttribute("aria-valuetext", `row ${row + 1}, column ${col + 1}`);
+      node.setAttribute("aria-valuenow", chosen[i]);
+      node.setAttribute("aria-valuetext", `row ${row}, column ${col}`);
     };
     return node;
   };

@@ -97,7 +97,7 @@ def test_controls_in_a_browser(chromium, tmp_path):  # noqa: F811
     ):
         press(patches, *keys)
         must_show(patch, 3)
-    assert patches.get_attribute("aria-valuetext") == "row 1, column 2"
+    assert patches.get_attribute("aria-valuetext") == "row 0, column 1"
     mark = find(chromium, ".fb-mark")[0].rect
     assert (round(mark["width"]), round(mark["height"])) == (67, 67)
 
