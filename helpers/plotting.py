@@ -178,14 +178,15 @@ def training_curves(history):
 
 
 def numbers(ax, values, title="", color="attention", rows=None, cols=None, digits=2):
-    """Draw a small matrix (n, m) on ax with its numbers written in; more colour is larger.
+    """Draw a small matrix (n, m) on ax with its numbers written in; white is 0.
 
-    rows, cols: labels of the rows and columns. color: a name in COLORS, for the largest size.
+    color: a name in COLORS, for what is above 0; grey is below. rows, cols: labels of the rows and
+    columns.
     """
-    values = np.atleast_2d(np.asarray(values, dtype=float))
+    values = np.atleast_2d(np.asarray(values, dtype=float)) + 0.0  # no -0
     scale = np.abs(values).max() or 1
-    shades = LinearSegmentedColormap.from_list("", ["white", pale(COLORS[color], 0.25)])
-    ax.imshow(np.abs(values), cmap=shades, vmin=0, vmax=scale)
+    shades = [pale(COLORS["residual"], 0.1), "white", pale(COLORS[color], 0.25)]
+    ax.imshow(values, cmap=LinearSegmentedColormap.from_list("", shades), vmin=-scale, vmax=scale)
     for (i, j), value in np.ndenumerate(values):
         ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", size=9, color=COLORS["ink"])
     for axis, labels, count in ((ax.yaxis, rows, len(values)), (ax.xaxis, cols, values.shape[1])):
@@ -225,8 +226,8 @@ def heatmaps(arrays, titles=None, cols=4, label="", size=2.0, limits=None, cmap=
 def accuracy_bars(results, chance=None, label="test accuracy"):
     """A bar for each name in results, {name: accuracies (0..1), one for each seed}.
 
-    The bar ends at the mean, dots are the seeds, the number is written beside it; a dashed line
-    marks chance. ValueError if there is nothing to draw.
+    The bar ends at the mean, which is written in a column on the right; dots are the seeds; a
+    dashed line marks chance. ValueError if there is nothing to draw.
     """
     if not results or not all(len(np.atleast_1d(runs)) for runs in results.values()):
         raise ValueError("no results given: each name needs one accuracy or more")
@@ -236,8 +237,7 @@ def accuracy_bars(results, chance=None, label="test accuracy"):
         ax.barh(y, runs.mean(), color=pale(COLORS["attention"], 0.3), height=0.62, label=name)
         ax.plot(runs, [y] * len(runs), "o", ms=4, color=COLORS["ink"], alpha=0.7)
         text = f"{runs.mean():.0%}" if runs.mean() < 0.995 else f"{runs.mean():.1%}"
-        ax.text(max(runs.max(), runs.mean()) + 0.02, y, text, va="center", size=9,
-                bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
+        ax.text(1.12, y, text, va="center", ha="right", size=9)
     if chance is not None:
         ax.vlines(chance, -0.65, len(results) - 0.5, ls="--", lw=1, color=COLORS["wrong"])
         ax.text(

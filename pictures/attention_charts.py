@@ -2,7 +2,6 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
 from helpers.plotting import COLORS, draw_image, numbers, pale
@@ -64,19 +63,6 @@ def draw_arrow(ax, to, color, lw):
                                             "color": color, "lw": lw})  # fmt: skip
 
 
-def signed_numbers(ax, values, title="", color="attention", rows=None, cols=None, digits=2):
-    """plotting.numbers on a diverging map: grey below 0, white at 0, color above; cols upright."""
-    values = np.asarray(values, dtype=float)
-    numbers(ax, values, title, color, rows, cols, digits)
-    shades = [pale(COLORS["residual"], 0.1), "white", pale(COLORS[color], 0.25)]
-    picture = ax.get_images()[0]
-    picture.set(cmap=LinearSegmentedColormap.from_list("", shades), data=values)
-    picture.set_clim(-np.abs(values).max(), np.abs(values).max())
-    for text, value in zip(ax.texts, values.flat, strict=True):
-        text.set_text(f"{value + 0.0:.{digits}f}")  # no -0
-    ax.tick_params(axis="x", rotation=60)
-
-
 def attention_steps(steps, row, column=None):
     """The matrices of one attention step from left to right -> Figure.
 
@@ -89,7 +75,8 @@ def attention_steps(steps, row, column=None):
     figure, axes = plt.subplots(1, len(steps), figsize=(12, 2.5), dpi=100, layout="constrained",
                                 width_ratios=widths)  # fmt: skip
     for ax, (title, (matrix, color, rows, cols, digits)) in zip(axes, steps.items(), strict=True):
-        signed_numbers(ax, matrix, title, color, rows, cols, digits)
+        numbers(ax, matrix, title, color, rows, cols, digits)
+        ax.tick_params(axis="x", rotation=60)
         if "keys" not in title and "values" not in title:
             ax.add_patch(Rectangle((-0.5, row - 0.5), matrix.shape[1], 1, fill=False, lw=1.8,
                                    ec=COLORS["ink"], zorder=5, clip_on=False))  # fmt: skip

@@ -39,7 +39,7 @@
   const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}%`;
   const place = (token) => {
     const patch = token - first;
-    return patch < 0 ? "class token" : `row ${Math.floor(patch / cols) + 1}, column ${(patch % cols) + 1}`;
+    return patch < 0 ? "class token" : `row ${Math.floor(patch / cols)}, column ${patch % cols}`;
   };
   // At least three even shares: where all get nearly the same, it shall look like the same.
   const largest = (row) => Math.max(...row.slice(first), 3 / tokens);

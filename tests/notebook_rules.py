@@ -34,6 +34,7 @@ PROMISED = {  # classes that a page builds and the rest of the repository uses
     "09_vision_transformer": ["VisionTransformer"],
 }
 LONGEST = 33  # lines of code in a class: those of VisionTransformer
+HALF, LONG_CELL = 8, 18  # lines of code: half of the cells have no more than HALF
 TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception", "key-result"}
 SPEAKERS = {"print", "display", "plt.show"}  # a cell that calls one of them has an output
 OPENERS = {"open", "Path", "imread", "imsave", "savefig", "Image", "load_file", "save_file"}
@@ -334,6 +335,25 @@ def rule_short_classes(path, notebook):
                 what = f"{node.name} has {len(code)} lines, {LONGEST} at most"
                 problems.append(f"cell [{number}]: {what}")
     return problems
+
+
+def rule_short_cells(path, notebook):
+    """One idea a cell. Classes have a bound of their own; folded cells and comments are free."""
+    if not is_cut(path):
+        return []
+    lengths = {}
+    for number, cell in code_cells(notebook):
+        defines = any(isinstance(node, ast.ClassDef) for node in syntax(cell.source).body)
+        if not defines and not FOLDED.items() <= cell.metadata.items():
+            lines = [line.strip() for line in cell.source.splitlines()]
+            lengths[number] = sum(bool(line) and line[0] != "#" for line in lines)
+    problems = [
+        f"cell [{number}] has {n} lines, {LONG_CELL} at most"
+        for number, n in lengths.items()
+        if n > LONG_CELL
+    ]
+    half = sorted(lengths.values())[len(lengths) // 2] if lengths else 0
+    return problems + [f"half of the cells have {half} lines or more, {HALF}"] * (half > HALF)
 
 
 def rule_any_directory(path, notebook):

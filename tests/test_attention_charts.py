@@ -32,14 +32,6 @@ def test_arrows_shadows_and_bars(length):
         assert np.isclose(foot @ query, key @ query)
 
 
-def test_signed_numbers_are_white_at_zero():
-    _, ax = plt.subplots()
-    charts.signed_numbers(ax, [[0.0, -2], [1, -0.0]], digits=0)
-    assert ax.get_images()[0].get_clim() == (-2, 2)
-    assert ax.get_images()[0].to_rgba(0.0)[:3] == pytest.approx((1, 1, 1), abs=0.01)
-    assert [text.get_text() for text in ax.texts] == ["0", "-2", "1", "0"]
-
-
 def test_steps_frame_one_row_but_not_of_keys_and_values():
     step = (np.eye(2), "queries", None, "ab", 0)
     figure = charts.attention_steps({"q": step, "keys: k": step, "values: v": step}, row=1)

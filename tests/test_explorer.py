@@ -252,10 +252,10 @@ class Shown:
         numbers = self.must_show(2, 3, 1, first + 3)
         self.point_at(self.looks[first + 9])
         (pointed,) = find(self.root, ".vx-pointed")
-        assert pointed.text == f"row 3, column 2: {100 * numbers[first + 9]:.1f}%"
+        assert pointed.text == f"row 2, column 1: {100 * numbers[first + 9]:.1f}%"
         self.looks[first + 9].click()
         self.press("ARROW_LEFT")
-        assert pointed.text.startswith("row 3, column 1: ")
+        assert pointed.text.startswith("row 2, column 0: ")
         find(self.root, "canvas")[-2].click()  # last layer, the mean
         self.must_show(2, 2, 4, first + 3)
         self.point_at(self.asks[first + 6])

@@ -155,6 +155,9 @@ def test_numbers_and_heatmaps_draw_what_they_are_given_on_one_scale():
     written = {tuple(map(round, t.get_position())): t.get_text() for t in ax.texts}
     assert written == {(0, 0): "1.00", (1, 0): "-2.50", (0, 1): "0.00", (1, 1): "4.00"}
     assert words(ax.get_yticklabels()) == ["a", "b"] and words(ax.get_xticklabels()) == ["c", "d"]
+    (picture,) = ax.get_images()
+    assert picture.get_clim() == (-4, 4)  # so that -2.5 does not look like 2.5
+    assert picture.to_rgba(0.0)[:3] == pytest.approx((1, 1, 1), abs=0.01)
 
     arrays = [torch.full((2, 2), value) for value in (0.0, 1.0, 3.0)]
     figure = plotting.heatmaps(arrays, list("abc"), cols=2, label="cosine")
