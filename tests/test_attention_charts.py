@@ -6,7 +6,6 @@ import pytest
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 
 from helpers.plotting import COLORS
 from pictures import attention_charts as charts

@@ -224,6 +224,16 @@ def test_a_good_side_trip_and_a_good_page_of_the_path_keep_every_rule(trip, monk
             lambda nb: nb.cells.extend(new_code_cell("x = 1") for _ in range(27)),
             "31 code cells, 30",
         ),
+        (
+            rules.rule_short_cells,
+            source(6, rules.LONG_CELL * "x = 1\n" + "# free\nprint(1)"),
+            rf"cell \[4\] has {rules.LONG_CELL + 1} lines, {rules.LONG_CELL} at most",
+        ),
+        (
+            rules.rule_short_cells,
+            lambda nb: [cell.update(source=rules.HALF * "x = 1\n" + "y") for cell in nb.cells[4:8]],
+            f"half of the cells have {rules.HALF + 1} lines or more, {rules.HALF}",
+        ),
         (rules.rule_folded, lambda nb: nb.cells[1].update(metadata={}), "not the folded set-up"),
         (rules.rule_folded, source(2, "import torch"), "folded # @title Imports"),
         (
