@@ -1,0 +1,125 @@
+"""What 04 and its side trips draw: addresses added, who is like whom on the grid, hands of clocks.
+
+Every function returns its figure and leaves plt.show() to the caller.
+"""
+
+import math
+
+import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
+
+from helpers.plotting import COLORS, heatmaps, numbers
+
+
+def addition(tokens, table):
+    """tokens (B, N+1, D) + table (N+1, D) with all numbers: one row of matrices for each image."""
+    B, count, _ = tokens.shape
+    figure, axes = plt.subplots(B, 3, figsize=(7.6, 0.55 * count * B + 0.9), dpi=100, squeeze=False,
+                                layout="constrained")  # fmt: skip
+    names = ["class token", *(f"patch {i}" for i in range(count - 1))]
+    rows = [f"row {i}" for i in range(count)]
+    for b, (row, x) in enumerate(zip(axes, tokens, strict=True)):
+        numbers(row[0], x, f"tokens of image {b}", "patches", rows=names, digits=1)
+        numbers(row[1], table, "the table, the same for all", "positions", rows=rows, digits=1)
+        numbers(row[2], x + table, "sum", "attention", digits=1)
+        for ax, sign in zip(row[1:], "+=", strict=True):
+            ax.text(-0.75 if sign == "+" else -0.35, 0.5, sign, size=16, va="center", ha="center",
+                    transform=ax.transAxes)  # fmt: skip
+    figure.get_layout_engine().set(wspace=0.08, hspace=0.08)
+    return figure
+
+
+def most_alike(similarity):
+    """Of each place the other one whose address is most like its own: (N, N) -> (N,)."""
+    return similarity.clone().fill_diagonal_(-math.inf).argmax(1)
+
+
+def pointers(similarities, grid):
+    """An arrow from each place of grid (rows, cols) to the one most like it, {title: (N, N)}.
+
+    Arrows to a place that is touched (one step up, down, left or right) are thick and purple.
+    """
+    rows, cols = grid
+    size = (4.2 * len(similarities), 4.2 * rows / cols + 0.4)
+    figure, axes = plt.subplots(1, len(similarities), figsize=size, dpi=100, squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for ax, (title, similarity) in zip(axes[0], similarities.items(), strict=True):
+        for place, other in enumerate(most_alike(similarity).tolist()):
+            (r, c), (r2, c2) = divmod(place, cols), divmod(other, cols)
+            near = abs(r - r2) + abs(c - c2) == 1
+            style = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 5, "mutation_scale": 11,
+                     "color": COLORS["positions" if near else "residual"],
+                     "lw": 2.4 if near else 0.9, "zorder": 3 if near else 2,
+                     "connectionstyle": f"arc3,rad={0 if near else 0.15}"}  # fmt: skip
+            ax.annotate("", (c2, r2), (c, r), arrowprops=style)
+            ax.plot(c, r, "o", ms=4, color=COLORS["ink"], zorder=4)
+        ax.set(xlim=(-0.5, cols - 0.5), ylim=(rows - 0.5, -0.5), xlabel="column", ylabel="row",
+               xticks=range(cols), yticks=range(rows), aspect="equal")  # fmt: skip
+        ax.set_title(title, size=10)
+        ax.spines[:].set_color(COLORS["encoder"])
+    return figure
+
+
+def frame(ax, place, cols):
+    """A frame around one place of a grid."""
+    r, c = divmod(place, cols)
+    ax.add_patch(Rectangle((c - 0.5, r - 0.5), 1, 1, fc="none", ec=COLORS["ink"], lw=2))
+
+
+def like_one(similarities, place, grid, title=""):
+    """How alike each place of grid is to one (framed), small: {title: (N, N)}, cosines."""
+    count = len(similarities)
+    figure, axes = plt.subplots(1, count, figsize=(2.2 * count + 0.6, 2.6), dpi=72, squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for ax, (name, similarity) in zip(axes[0], similarities.items(), strict=True):
+        picture = ax.imshow(similarity[place].view(grid), vmin=-1, vmax=1, cmap="RdBu_r")
+        frame(ax, place, grid[1])
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name, size=10)
+    figure.colorbar(picture, ax=axes, fraction=0.05).set_label("cosine")
+    figure.suptitle(title or "row {}, column {}".format(*divmod(place, grid[1])), size=10)
+    return figure
+
+
+def likeness(maps, place, written, low):
+    """Maps {title: (rows, cols)} of cosines with one place (framed), purple from low to 1.
+
+    written: the places (row, column) whose cosine stands in the map.
+    """
+    shown = list(maps.values())
+    rows, cols = shown[0].shape
+    figure = heatmaps(shown, list(maps), label="cosine", size=2.9, cmap="Purples", limits=(low, 1))
+    for ax, one_map in zip(figure.axes, shown, strict=False):
+        frame(ax, place, cols)
+        for r, c in written:
+            shade = "white" if one_map[r, c] > low + 0.6 * (1 - low) else COLORS["ink"]
+            ax.text(c, r, f"{one_map[r, c]:.2f}", ha="center", va="center", size=7, color=shade)
+        ax.set(xlabel="column", ylabel="row", xticks=range(cols), yticks=range(rows))
+    return figure
+
+
+def clocks(place, width=8):
+    """The width / 2 hands of one place, sine and cosine above each face."""
+    hands = width // 2
+    figure, axes = plt.subplots(1, hands, figsize=(1.2 * hands, 1.6), dpi=80, layout="constrained")
+    for i, ax in enumerate(axes):
+        angle = place * 10000 ** (-2 * i / width)
+        ax.add_patch(plt.Circle((0, 0), 1, fc="white", ec=COLORS["residual"]))
+        ax.plot([0, math.sin(angle)], [0, math.cos(angle)], color=COLORS["positions"], lw=3)
+        ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+        ax.set_title(f"{math.sin(angle):.2f}, {math.cos(angle):.2f}", size=9)
+        ax.set_axis_off()
+    figure.suptitle(f"place {place}", size=9)
+    return figure
+
+
+def sines_and_cosines(table):
+    """A table of sine positions (N, D): its even columns and its odd ones, hand by hand."""
+    titles = ["sines: how far right", "cosines: how far up"]
+    figure = heatmaps([table[:, 0::2], table[:, 1::2]], titles, label="value", size=3.4,
+                      limits=(-1, 1), cmap="RdBu_r")  # fmt: skip
+    places, width = table.shape
+    for ax in figure.axes[:2]:
+        ax.set(xlabel="hand", ylabel="place", xticks=range(0, width // 2, 8),
+               yticks=range(0, places, 8))  # fmt: skip
+    return figure
