@@ -4,7 +4,6 @@ Every function returns its figure and leaves plt.show() to the caller.
 """
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle, Wedge
 
 from helpers.plotting import COLORS, draw_image, pale, pixels, sample_photo
@@ -27,7 +26,7 @@ def clerk_and_witnesses():
         if number == 1:
             talk(ax)
         for i, (x, y) in enumerate(SEATS):
-            person(ax, x, y, PINK if number < 2 else pale(PINK, 0.6), str(i + 1))
+            person(ax, x, y, PINK if number < 2 else pale(PINK, 0.6), str(i))
             if number == 0:
                 thing = (x - 0.2, x + 0.2, y + 0.22, y + 0.62)
                 ax.imshow(photo[:, 60 * i : 60 * (i + 1)], extent=thing, zorder=3)
@@ -76,32 +75,38 @@ def talk(ax):
         ax.annotate("", CLERK, one, arrowprops=way, zorder=1)
 
 
-def two_pages(images, weights, rows, scores, title, limits):
-    """Two digits: where the class token looked, its row, and what the head would say to it.
+def two_pages(images, depth, which, maps, pages, shares):
+    """Two digits after depth blocks: where the class token looked, its row, what the head says.
 
-    images (2, 1, H, W) uint8; weights (2, rows, cols), or None before the first block; rows (2, D);
-    scores (2, K), shares of the classes; limits: the largest weight, the largest size in a row.
+    images (n, 1, H, W) uint8; which: the numbers of the two; maps: for each block (n, N), weights
+    on the patches; pages and shares: for z_0, z_1 to z_L, its rows (n, D) and the shares of the
+    classes (n, K) that the head reads from them.
     """
+    facts = {0: ": the same row for every image", len(maps): ", the row that the head was taught"}
     figure, axes = plt.subplots(2, 4, figsize=(7.4, 3.7), dpi=80, layout="constrained",
                                 width_ratios=(1, 1, 2, 1.5))  # fmt: skip
-    figure.suptitle(title, size=11)
-    for i, (digit, looked, row, bars) in enumerate(axes):
-        draw_image(digit, images[i])
-        if weights is None:
+    figure.suptitle(f"z_{depth}" + facts.get(depth, f", after block {depth}"), size=11)
+    most, side = float(max(m.max() for m in maps)), round(len(maps[0][0]) ** 0.5)
+    size = float(pages[-1].abs().quantile(0.98))
+    for i, (digit, looked, row, bars) in zip(which, axes, strict=True):
+        draw_image(digit, 255 - images[i])  # ink is dark
+        if depth == 0:
             looked.text(0.5, 0.5, "not yet\nlooked", ha="center", va="center", size=9)
             looked.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         else:
-            looked.imshow(weights[i], vmin=0, vmax=limits[0])
-        row.imshow(np.asarray(rows[i]).reshape(4, -1), cmap="PuOr", vmin=-limits[1], vmax=limits[1])
+            looked.imshow(maps[depth - 1][i].reshape(side, -1), vmin=0, vmax=most)
+        row.imshow(pages[depth][i].reshape(4, -1), cmap="PuOr", vmin=-size, vmax=size)
         for spine in row.spines.values():
             spine.set(edgecolor=GOLD, linewidth=2)
-        bars.bar(range(len(scores[i])), scores[i], color=COLORS["head"])
-        bars.set(ylim=(0, 1), xticks=range(len(scores[i])), yticks=[0, 1])
+        bars.bar(range(len(shares[depth][i])), shares[depth][i], color=COLORS["head"])
+        bars.set(ylim=(0, 1), xticks=range(len(shares[depth][i])), yticks=[0, 1])
         bars.tick_params(labelsize=8)
         bars.spines[["top", "right"]].set_visible(False)
         for ax in (looked, row):
             ax.set(xticks=[], yticks=[])
-    names = ("digit", "where it\nlooked", "its row of numbers", "if the head\nread it now")
+    names = ("digit", f"where it looked:\n0 (dark) to {most:.2f}",
+             "its row of numbers, folded:\npurple above 0, orange below",
+             "what the head\nreads from it")  # fmt: skip
     for ax, name in zip(axes[0], names, strict=True):
         ax.set_title(name, size=9)
     return figure
