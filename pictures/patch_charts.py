@@ -141,3 +141,21 @@ def row_of_a_patch(patches, P, n):
     for ax in (near, matrix):
         ax.title.set_size(10)
     return figure
+
+
+def side_by_side(pictures, lines=None, title="", ink=False):
+    """Pictures {name: uint8 (C, H, W)} in one row.
+
+    lines: the side of the squares of a pink grid, if there is one; ink: large values are dark.
+    """
+    figure, axes = plt.subplots(1, len(pictures), figsize=(3 * len(pictures), 3.3), dpi=80,
+                                layout="constrained", squeeze=False)  # fmt: skip
+    for ax, (name, picture) in zip(axes[0], pictures.items(), strict=True):
+        picture = 255 - picture if ink else picture
+        draw_image(ax, picture)
+        for step in range(0, picture.shape[-1] + 1, lines) if lines else ():
+            ax.axhline(step - 0.5, color=COLORS["patches"], lw=1)
+            ax.axvline(step - 0.5, color=COLORS["patches"], lw=1)
+        ax.set_title(name, size=10)
+    figure.suptitle(title, size=11)
+    return figure

@@ -60,3 +60,12 @@ def test_row_of_a_patch_frames_the_row_of_the_patch_that_it_shows():
     assert np.array_equal(near.get_images()[0].get_array().ravel(), patches[5])
     assert matrix.patches[-1].get_xy() == (-0.5, 4.5)
     assert words(near.texts) == [str(k) for k in range(49)]
+
+
+def test_side_by_side_shows_the_pictures_under_their_names():
+    pictures = {name: torch.randint(0, 256, (3, 8, 8)).to(torch.uint8) for name in "ab"}
+    figure = patch_charts.side_by_side(pictures, lines=4, ink=True)
+    for ax, (name, picture) in zip(figure.axes, pictures.items(), strict=True):
+        assert ax.get_title() == name and len(ax.lines) == 2 * 3
+        shown = np.asarray(ax.get_images()[0].get_array())
+        assert np.array_equal(shown, 255 - picture.permute(1, 2, 0))
