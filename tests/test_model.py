@@ -145,6 +145,34 @@ def test_block_equals_torch(mlp_ratio):
     assert_same_model(ours, theirs, torch.randn(2, 65, D, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_stack_equals_torch(training):
+    """Four blocks, all different, and the norm at the end: what notebook 08 builds up to."""
+    ours = small_vit(embed_dim=48, depth=4, num_heads=6).double()
+    layer = nn.TransformerEncoderLayer(48, 6, ours.blocks[0].mlp.fc1.out_features, dropout=0.0,
+                                       activation="gelu", layer_norm_eps=1e-6, batch_first=True,
+                                       norm_first=True)  # fmt: skip
+    theirs = nn.TransformerEncoder(
+        layer, 4, norm=nn.LayerNorm(48, eps=1e-6), enable_nested_tensor=False
+    ).double()
+    names = {"blocks.": "layers.", "attn.qkv.": "self_attn.in_proj_",
+             "attn.proj.": "self_attn.out_proj.", "mlp.fc1.": "linear1.",
+             "mlp.fc2.": "linear2."}  # fmt: skip
+    weights = {}
+    for name, value in ours.state_dict().items():
+        if name.startswith(("blocks.", "norm.")):
+            for old, new in names.items():
+                name = name.replace(old, new)
+            weights[name] = value
+    theirs.load_state_dict(weights)
+    stack = nn.Sequential(ours.blocks, ours.norm)
+    for tokens in (65, 97):  # a block does not know how many come
+        x = torch.randn(2, tokens, 48, dtype=torch.float64)
+        assert_same_model(stack.train(training), theirs.train(training), x)
+        with torch.no_grad():  # in eval mode, torch's fast path
+            close(stack(x), theirs(x))
+
+
 @pytest.mark.parametrize("heads", [1, 3, 6])
 def test_attention_equals_torch(heads):
     ours = randomize(MultiHeadSelfAttention(48, heads)).double()
@@ -169,6 +197,14 @@ def test_attention_equals_torch(heads):
     close(x_ours.grad, x_theirs.grad)
     close(ours.qkv.weight.grad, theirs.in_proj_weight.grad)
     assert count(ours) == 4 * 48**2 + 4 * 48
+
+
+def test_output_projection_is_a_sum_over_heads():
+    msa, heads = randomize(MultiHeadSelfAttention(48, 6)), torch.randn(2, 10, 6, 8)
+    strips = msa.proj.weight.T.split(8)  # (D, D) -> h strips of (d_k, D)
+    written = [head @ strip for head, strip in zip(heads.unbind(2), strips, strict=True)]
+    close(sum(written) + msa.proj.bias, msa.proj(heads.flatten(2)))
+    assert all((part != 0).any(dim=(0, 1)).all() for part in written)  # each reaches every channel
 
 
 @pytest.mark.parametrize("needs_gradient", [False, True])
@@ -266,6 +302,18 @@ def test_each_image_is_answered_by_itself():
     assert gradient[1].abs().sum() > 0
     assert gradient[[0, 2, 3]].abs().sum() == 0
     assert (gradient[1] != 0).all()  # every pixel counts
+
+
+def test_mlp_treats_each_token_by_itself_and_bends():
+    mlp = small_vit().blocks[0].mlp
+    x = torch.randn(5, mlp.fc1.in_features).to(mlp.fc1.weight)
+    slopes = torch.autograd.functional.jacobian(mlp, x).norm(dim=(1, 3))  # (5, 5)
+    assert (slopes.diag() > 0).all()
+    assert (slopes[~torch.eye(5, dtype=torch.bool)] == 0).all()
+    close(mlp(x), torch.stack([mlp(token) for token in x]))
+    straight = nn.Sequential(mlp.fc1, mlp.fc2)  # without its bend midpoints stay midpoints
+    close(straight((x[0] + x[1]) / 2), (straight(x[0]) + straight(x[1])) / 2)
+    assert not torch.allclose(mlp((x[0] + x[1]) / 2), (mlp(x[0]) + mlp(x[1])) / 2, atol=1e-3)
 
 
 def test_class_row_of_positions_and_every_parameter_gets_a_gradient():
