@@ -14,12 +14,19 @@ STYLES = {
     "norm and residual": ("queries", "-"),
     "no residual": ("keys", "--"),
     "no norm": ("values", ":"),
+    "neither": ("patches", "-."),
     "norm before": ("queries", "-"),
     "norm after": ("positions", "-."),
     "fresh": ("residual", "--"),
     "trained": ("queries", "-"),
 }
 WORKERS = (("MSA", "attention"), ("MLP", "mlp"))
+SWITCHES = {  # residual, norm -> kind of block
+    ("on", "on"): "norm and residual",
+    ("off", "on"): "no residual",
+    ("on", "off"): "no norm",
+    ("off", "off"): "neither",
+}
 
 
 # The road
@@ -46,7 +53,7 @@ def draw_half(ax, start, worker, kind, words):
     stops = [left + 1.5, left + 3.8] if kind in ("norm and residual", "no residual") else []
     parts = [("LN", "norm"), worker] if stops else [worker]
     stops = stops or [left + 2.6]
-    if kind == "no residual":
+    if kind in ("no residual", "neither"):
         ways = [[(start, 0.9), (stops[0] - 0.95, 0.9)], [(stops[-1] + 0.95, 0.9), (start + 7, 0.9)]]
         y = 0.9
     else:
@@ -71,7 +78,7 @@ def draw_half(ax, start, worker, kind, words):
 def draw_road(ax, kind="norm and residual", blocks=2, words=False):
     """The main road from left to right, side roads to attention and MLP above it; z below."""
     end = 14 * blocks
-    if kind != "no residual":
+    if kind not in ("no residual", "neither"):
         ax.add_patch(Rectangle((-1, -0.45), end + 3, 0.9, fc=COLORS["residual"], zorder=1))
         ax.plot((-0.8, end + 1.8), (0, 0), color="white", lw=1.2, dashes=(5, 4), zorder=2)
     for half in range(2 * blocks):
@@ -106,7 +113,7 @@ def draw_sizes(axes, travels, limits=None):
     """
     free = [style for name, style in STYLES.items() if name not in travels]
     styles = {name: STYLES.get(name) or free.pop(0) for name in travels}
-    titles = "signal, going up", "gradient, coming back"
+    titles = "signal, going up $\\rightarrow$", "$\\leftarrow$ gradient, coming back"
     for number, (ax, title) in enumerate(zip(axes, titles, strict=True)):
         for name, sizes in travels.items():
             color, line = styles[name]
@@ -172,23 +179,50 @@ def remarks(stacks, title):
     return figure
 
 
-def stack_frame(kind, travel, cosines, depth):
-    """A stack of one kind: its block, sizes on the way, and who resembles whom at the end."""
-    figure = plt.figure(figsize=(8.2, 3.9), dpi=72, layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=(1, 1.8), width_ratios=(1, 1, 0.9))
+def stack_frame(residual, norm, measured):
+    """The block with residual and norm "on" or "off", and what 24 of it do to what passes.
+
+    measured: {kind: (signal, gradient, own share)}, each before the first block and after each;
+    the three other kinds stay in sight as thin lines.
+    """
+    kind = SWITCHES[residual, norm]
+    figure = plt.figure(figsize=(9, 3.9), dpi=80, layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(1, 2))
     draw_road(figure.add_subplot(grid[0, :]), kind, blocks=1)
-    axes = [figure.add_subplot(grid[1, column]) for column in range(3)]
-    draw_sizes(axes[:2], {kind: travel})
-    for ax, most in zip(axes, (5, 9), strict=False):  # decades
-        ax.set(xlim=(0, 24), xlabel="after block", ylim=(0.01, 10 ** (most + 0.2)))
-        ax.set_yticks([10.0**power for power in range(-1, most + 1, 2)])
+    titles = ("size of the signal $\\rightarrow$", "$\\leftarrow$ size of the gradient",
+              "own share of the tokens $\\rightarrow$")  # fmt: skip
+    for number, title in enumerate(titles):
+        ax = figure.add_subplot(grid[1, number])
+        for name, values in measured.items():
+            color, line = STYLES[name]
+            color = COLORS[color] if name == kind else pale(COLORS["residual"], 0.4)
+            ax.plot(values[number], ls=line, color=color, lw=3 if name == kind else 1,
+                    zorder=3 if name == kind else 2)  # fmt: skip
+        ax.axhline(1, color="#BBBBBB", lw=0.8, zorder=0)
+        ax.set(yscale="log", xlabel="after block")
         ax.minorticks_off()
-    n = len(cosines)
-    mean = (cosines.sum() - n) / (n * (n - 1))  # of two different tokens
-    axes[2].imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
-    axes[2].set(xticks=[], yticks=[], xlabel="tokens (red: 1, white: 0)", ylabel="tokens")
-    axes[2].set_title(f"cosines, mean {mean:.2f}", size=10)
-    figure.suptitle(f"{kind}: a stack of {depth} block{'s' * (depth > 1)}", size=11)
+        ax.set_title(title, size=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"residual {residual}, norm {norm}", size=12)
+    return figure
+
+
+def losses(runs, title):
+    """{(kind, setting): losses of each seed}: a panel for each setting, a colour for each kind."""
+    settings = list(dict.fromkeys(setting for _, setting in runs))
+    figure, axes = plt.subplots(1, len(settings), figsize=(10, 3), dpi=100, sharey=True,
+                                layout="constrained")  # fmt: skip
+    for (name, setting), seeds in runs.items():
+        color, line = STYLES[name]
+        for number, values in enumerate(seeds):
+            label = None if number else name
+            axes[settings.index(setting)].plot(values, ls=line, color=COLORS[color], label=label)
+    for ax, setting in zip(axes, settings, strict=True):
+        ax.set(xlabel="step", ylim=(0, 3))
+        ax.set_title(setting, size=10)
+    axes[0].set_ylabel("training loss")
+    axes[1].legend(frameon=False, fontsize=9, loc="lower left")
+    figure.suptitle(title, size=11)
     return figure
 
 
@@ -217,7 +251,7 @@ def norm_axes(images=3, tokens=5, channels=8):
                 ax.add_patch(Rectangle((x - 0.05, y - 0.05), *size, fc="none", lw=2, zorder=3,
                                        ec=COLORS["ink"], clip_on=False))  # fmt: skip
             ax.set(xlim=(-0.1, channels), ylim=(tokens, -0.1), xticks=[], yticks=[], aspect="equal")
-            ax.set_xlabel(f"image {image + 1}: channels $\\to$", size=9)
+            ax.set_xlabel(f"image {image}: channels $\\to$", size=9)
             ax.spines[:].set_visible(False)
         row[0].set_ylabel("$\\leftarrow$ tokens", size=9)
         row[images // 2].set_title(title, size=11)

@@ -1,14 +1,15 @@
 """pictures/encoder_drawings.py: what stands on the road; figures show what is given."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
 from helpers.plotting import COLORS
 from pictures.encoder_drawings import (
     STYLES,
+    SWITCHES,
     by_block,
+    losses,
     norm_axes,
     remarks,
     road,
@@ -17,7 +18,8 @@ from pictures.encoder_drawings import (
 )
 
 PARTS = {  # of two blocks: norms, additions
-    "norm and residual": (4, 4), "no residual": (4, 0), "no norm": (0, 4), "norm after": (4, 4),
+    "norm and residual": (4, 4), "no residual": (4, 0), "no norm": (0, 4), "neither": (0, 0),
+    "norm after": (4, 4),
 }  # fmt: skip
 
 
@@ -62,10 +64,27 @@ def test_lines_and_bars_are_the_numbers_given():
     assert not left.child_axes
 
 
-def test_frames_have_one_size_and_name_their_kind():
-    cosines = np.eye(3)
-    frames = {kind: stack_frame(kind, ([1, 2], [2, 1]), cosines, 1) for kind in list(PARTS)[:3]}
-    assert len({tuple(figure.get_size_inches() * figure.dpi) for figure in frames.values()}) == 1
-    for kind, figure in frames.items():
-        assert figure.get_suptitle() == f"{kind}: a stack of 1 block"
-        assert np.array_equal(figure.axes[3].get_images()[0].get_array(), cosines)
+def test_frames_have_one_size_and_light_up_their_kind():
+    measured = {kind: ([n, 2], [2, n], [1, n]) for n, kind in enumerate(SWITCHES.values(), 3)}
+    assert measured.keys() <= STYLES.keys()
+    sides = set()
+    for (residual, norm), kind in SWITCHES.items():
+        figure = stack_frame(residual, norm, measured)
+        sides.add(tuple(figure.get_size_inches() * figure.dpi))
+        assert figure.get_suptitle() == f"residual {residual}, norm {norm}"
+        said = [text.get_text() for text in figure.axes[0].texts]
+        assert ("+" in said, "LN" in said) == (residual == "on", norm == "on")
+        for ax, values in zip(figure.axes[1:], measured[kind], strict=True):
+            (lit,) = [line for line in ax.lines if line.get_linewidth() == 3]
+            assert list(lit.get_ydata()) == list(values)
+            assert lit.get_color() == COLORS[STYLES[kind][0]]
+    assert len(sides) == 1
+
+
+def test_losses_are_drawn_in_the_panel_of_their_setting():
+    runs = {("norm before", "small"): [[3, 2], [3, 1]], ("norm after", "small"): [[3, 3]],
+            ("norm before", "large"): [[2, 1]]}  # fmt: skip
+    small, large = losses(runs, "t").axes
+    assert [ax.get_title() for ax in (small, large)] == ["small", "large"]
+    assert [list(line.get_ydata()) for line in small.lines] == [[3, 2], [3, 1], [3, 3]]
+    assert [list(line.get_ydata()) for line in large.lines] == [[2, 1]]

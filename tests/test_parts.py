@@ -108,6 +108,20 @@ def test_parts_are_taken_together_in_any_order():
     torch.testing.assert_close(model.forward_features(X), model.norm(z))
 
 
+@torch.no_grad()
+def test_without_residuals_an_image_is_one_token_and_images_still_differ():
+    """What notebook 08 says of a fresh stack: the tokens of an image and its class token."""
+    for part in (None, "residuals"):
+        torch.manual_seed(0)
+        model = VisionTransformer(**SIZES | dict(embed_dim=48, num_heads=3, depth=12))
+        z = (without(model, part) if part else model).double().forward_features(X)  # (B, N+1, D)
+        own = (z - z.mean(dim=1, keepdim=True)).norm(dim=(1, 2)) / z.norm(dim=(1, 2))
+        assert (own < 1e-12).all() if part else (own > 0.2).all()
+        class_tokens = nn.functional.normalize(z[:, 0], dim=1)
+        cosines = (class_tokens @ class_tokens.T).triu(diagonal=1)  # of different images
+        assert cosines.max() < (0.99 if part else 0.9)
+
+
 def test_what_is_unknown_is_refused_and_nothing_changes():
     model = vit()
     for part in ("head", 2, -1, None):
