@@ -110,3 +110,14 @@ def two_pages(images, depth, which, maps, pages, shares):
     for ax, name in zip(axes[0], names, strict=True):
         ax.set_title(name, size=9)
     return figure
+
+
+def moved_alike(position, token):
+    """A point for each number: how far its position has moved, and how far the class token."""
+    figure, ax = plt.subplots(figsize=(3.8, 3.4), dpi=100, layout="constrained")
+    ends = [position.min(), position.max()]
+    ax.plot(ends, ends, color=COLORS["residual"], lw=1)
+    ax.plot(position, token, "o", color=GOLD)
+    ax.set(xlabel="position: end minus start", ylabel="class token: end minus 0")
+    ax.set_title("class token and position have moved alike", size=10)
+    return figure

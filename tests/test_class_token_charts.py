@@ -49,3 +49,11 @@ def test_two_pages_draw_what_they_are_given_on_one_scale(depth):
             assert looked.get_clim() == pytest.approx((0, max(float(m.max()) for m in maps)))
         else:
             assert words(where.texts) == ["not yet\nlooked"]
+
+
+def test_moved_alike_has_a_point_for_each_number():
+    moved = torch.randn(32)
+    line, points = class_token_charts.moved_alike(moved, moved + 0.1).axes[0].lines
+    assert np.array_equal(points.get_xdata(), moved)
+    assert np.array_equal(points.get_ydata(), moved + 0.1)
+    assert np.array_equal(line.get_xdata(), line.get_ydata())
