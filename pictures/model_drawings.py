@@ -1,4 +1,4 @@
-"""Drawings of notebook 09: figure 1 beside the lines that compute it, and a ribbon of shapes."""
+"""Drawings of 00 and 09: figure 1 beside its code, a ribbon of shapes, attention in numbers."""
 
 import inspect
 
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from helpers.model import VisionTransformer
-from helpers.plotting import COLORS, draw_image, pale, sample_photo
+from helpers.plotting import COLORS, draw_image, numbers, pale, sample_photo
 from pictures.figure_1 import Drawing
 
 ROWS = (  # what a line of the class begins with, its colour, the shape after it
@@ -77,17 +77,18 @@ def draw_parts(d, heights):
         d.tag(number, x, y)
 
 
-def thick(tokens, times=5, gap=2):
-    """Tokens (N+1, D) with row 0 drawn times times and gap empty rows below it."""
-    empty = np.full((gap, tokens.shape[1]), np.nan)
+def thick(tokens):
+    """Tokens (N+1, D) with row 0 as high as a 13th of all, and empty rows below it."""
+    times = max(1, round(len(tokens) / 13))
+    empty = np.full((max(1, times // 2), tokens.shape[1]), np.nan)
     return np.vstack([np.repeat(tokens[:1], times, axis=0), empty, tokens[1:]])
 
 
-def ribbon(image, patches, z_0, z_L, y, logits, title=""):
+def ribbon(image, patches, z_0, z_L, y, logits, title="", pixel=None):
     """A forward pass from left to right: image (C, H, W), tables of numbers, logits (K,).
 
     Tables are drawn in standard deviations of their own, white at 0; row 0, the class token, is
-    thick and framed, and an arrow leads from it to y.
+    thick and framed, and an arrow leads from it to y. pixel: (row, column) to be framed.
     """
     figure = plt.figure(figsize=(10.4, 3.3), dpi=100)
 
@@ -99,31 +100,34 @@ def ribbon(image, patches, z_0, z_L, y, logits, title=""):
                     va="bottom", size=9.5, linespacing=1.25)  # fmt: skip
         return ax
 
-    def table(left, width, height, numbers, name, top=2.4, rows=None):
-        shape = numbers.shape if rows is None else (numbers.shape[-1],)
-        ax = panel(left, top - height, width, height, name, f"({', '.join(map(str, shape))}"
-                   + (",)" if len(shape) == 1 else ")"))  # fmt: skip
-        shown = thick(numbers) if name.startswith(r"$\mathbf{z}") else numbers
-        ax.imshow(shown / np.nanstd(shown), vmin=-3, vmax=3, cmap="RdBu", aspect="auto",
+    def table(left, width, height, values, name, top=2.4):
+        values = np.asarray(values)
+        ax = panel(left, top - height, width, height, name, values.shape)
+        tokens, shown = name.startswith(r"$\mathbf{z}"), np.atleast_2d(values)
+        shown = thick(shown) if tokens else shown
+        ax.imshow(shown / (np.nanstd(shown) or 1), vmin=-3, vmax=3, cmap="RdBu", aspect="auto",
                   interpolation="nearest")  # fmt: skip
-        if shown is not numbers or rows:
-            ax.add_patch(Rectangle((-0.5, -0.5), shown.shape[1], 5 if rows is None else 1, lw=2,
-                                   fc="none", ec=COLORS["class token"], clip_on=False))  # fmt: skip
-        if rows:
-            ax.spines[:].set_visible(False)
-        return ax
+        if tokens or values.ndim == 1:
+            rows = np.isnan(shown[:, 0]).argmax() if tokens else 1
+            ax.add_patch(Rectangle((-0.5, -0.5), shown.shape[1], rows, lw=2, fc="none",
+                                   ec=COLORS["class token"], clip_on=False))  # fmt: skip
+        ax.spines[:].set_visible(values.ndim > 1)
 
-    draw_image(panel(0.15, 1.0, 1.4, 1.4, "image", str(tuple(image.shape))), image)
-    table(2.05, 0.75, 1.9, np.asarray(patches), "patches")
-    table(3.75, 1.45, 2.05, np.asarray(z_0), r"$\mathbf{z}_0$")
-    table(5.85, 1.45, 2.05, np.asarray(z_L), r"$\mathbf{z}_L$")
-    table(7.9, 1.1, 0.14, np.asarray(y)[None], r"$\mathbf{y}$", rows=1)
+    draw_image(first := panel(0.15, 1.0, 1.4, 1.4, "image", tuple(image.shape)), image)
+    if pixel:
+        first.add_patch(Rectangle((pixel[1] - 1, pixel[0] - 1), 2, 2, fc="none", lw=1.5,
+                                  ec=COLORS["keys"]))  # fmt: skip
+    table(2.05, 0.75, 1.9, patches, "patches")
+    table(3.75, 1.45, 2.05, z_0, r"$\mathbf{z}_0$")
+    table(5.85, 1.45, 2.05, z_L, r"$\mathbf{z}_L$")
+    table(7.9, 1.1, 0.14, y, r"$\mathbf{y}$")
     bars = panel(9.55, 0.7, 0.7, 1.7, "logits", f"({len(logits)},)")
     bars.barh(range(len(logits)), logits, color=COLORS["head"])
     bars.axvline(0, color=COLORS["ink"], lw=0.6)
     bars.set(yticks=range(len(logits)), ylim=(len(logits) - 0.4, -0.6))
     bars.tick_params(length=0, labelsize=8)
-    for start, end, y_at, label in ((1.6, 2.0, 1.7, "cut"), (2.85, 3.7, 1.7, "E, *,\npositions"),
+    for start, end, y_at, label in ((1.6, 2.0, 1.7, "cut"),
+                             (2.85, 3.7, 1.7, "E, class\ntoken,\npositions"),
                              (5.25, 5.8, 1.7, "blocks"), (7.35, 7.85, 2.33, "LN"),
                              (9.03, 9.3, 2.33, "head")):  # fmt: skip
         color = COLORS["class token"] if y_at > 2 else "#444444"
@@ -133,4 +137,40 @@ def ribbon(image, patches, z_0, z_L, y, logits, title=""):
         at, side = (y_at + 0.06, "bottom") if y_at > 2 else (y_at - 0.08, "top")
         figure.text((start + end) / 2 / 10.4, at / 3.3, label, ha="center", va=side, size=8.5)
     figure.suptitle(title, size=10.5, y=0.985)
+    return figure
+
+
+def attention_in_numbers(q, k, scores, shares, v, home, tokens, features):
+    """One attention step from left to right, every number written in; a frame around token 0.
+
+    q, k, v, home: (T, d) with a row for each of tokens and a column for each of features; scores,
+    shares: (T, T), a row for each token that asks.
+    """
+    panels = (("queries", q, "queries", features), ("keys", k, "keys", features),
+              ("scores / √2", scores, "attention", tokens),
+              ("shares (softmax)", shares, "attention", tokens),
+              ("values", v, "values", features),
+              ("taken home", home, "values", features))  # fmt: skip
+    figure, axes = plt.subplots(1, 6, figsize=(12, 2.5), dpi=100, layout="constrained",
+                                width_ratios=[len(columns) for *_, columns in panels])  # fmt: skip
+    for ax, (title, values, color, columns) in zip(axes, panels, strict=True):
+        digits = 0 if title in ("queries", "keys", "values") else 2
+        numbers(ax, values, title, color, tokens, columns, digits)
+        ax.tick_params(axis="x", rotation=45)
+        if title not in ("keys", "values"):
+            ax.add_patch(Rectangle((-0.5, -0.5), len(columns), 1, fill=False, lw=1.8, zorder=5,
+                                   ec=COLORS["ink"], clip_on=False))  # fmt: skip
+    return figure
+
+
+def what_it_says(image, answer, before):
+    """An image (C, H, W) and the probabilities (K,) of its answer; outlines: those before."""
+    figure, (left, ax) = plt.subplots(1, 2, figsize=(5.4, 2.4), dpi=80, layout="constrained")
+    draw_image(left, image)
+    left.set_title("what it sees", size=10)
+    classes = range(len(answer))
+    ax.bar(classes, answer, color=COLORS["head"])
+    ax.bar(classes, before, fc="none", ec=COLORS["wrong"], lw=1.2)
+    ax.set(xticks=classes, ylim=(0, 1), xlabel="outlines: nothing covered")
+    ax.set_title(f"it says {answer.argmax()}, {answer.max():.0%}", size=10)
     return figure

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from helpers.model import VisionTransformer
-from pictures.model_drawings import ROWS, code_beside_figure, lines_of_the_class, ribbon, thick
+from pictures.model_drawings import (
+    ROWS,
+    attention_in_numbers,
+    code_beside_figure,
+    lines_of_the_class,
+    ribbon,
+    thick,
+    what_it_says,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +36,39 @@ def test_the_lines_are_those_that_compute():
     assert {f"({n})" for n in range(1, 5)} <= set(said)
 
 
-def test_ribbon_shows_what_it_is_given_with_the_class_token_thick():
+@pytest.mark.parametrize("N, times, gap", [(16, 1, 1), (64, 5, 2)])
+def test_ribbon_shows_what_it_is_given_with_the_class_token_framed(N, times, gap):
     random = np.random.default_rng(0)
     image = random.integers(0, 255, (3, 8, 8), dtype=np.uint8)
-    patches, tokens, y, logits = (random.normal(size=s) for s in ((16, 12), (17, 20), 20, 5))
-    figure = ribbon(image, patches, tokens, 2 * tokens, y, logits, "t")
+    patches, tokens, y, logits = (random.normal(size=s) for s in ((N, 12), (N + 1, 20), 20, 5))
+    figure = ribbon(image, patches, tokens, 2 * tokens, y, logits, "t", pixel=(3, 5))
     assert figure.get_suptitle() == "t" and len(figure.axes) == 6
     titles = [text.get_text() for text in figure.texts]
-    for shape in ("(3, 8, 8)", "(16, 12)", "(17, 20)", "(20,)", "(5,)"):
+    for shape in ("(3, 8, 8)", f"({N}, 12)", f"({N + 1}, 20)", "(20,)", "(5,)"):
         assert any(title.endswith(shape) for title in titles)
     assert [bar.get_width() for bar in figure.axes[5].patches] == list(logits)
     shown = figure.axes[2].get_images()[0].get_array()
-    np.testing.assert_allclose(shown[7:], tokens[1:] / np.nanstd(thick(tokens)))
-    assert np.array_equal(shown[0], shown[4]) and np.ma.getmaskarray(shown)[5:7].all()
+    np.testing.assert_allclose(shown[times + gap :], tokens[1:] / np.nanstd(thick(tokens)))
+    assert np.array_equal(shown[0], shown[times - 1])
+    assert np.ma.getmaskarray(shown)[times : times + gap].all()
+    (frame,), (place,) = figure.axes[2].patches, figure.axes[0].patches
+    assert frame.get_height() == times
+    assert place.get_bbox().bounds == (4, 2, 2, 2)  # around column 5, row 3
+
+
+def test_attention_in_numbers_writes_every_number_and_frames_token_0():
+    q, k, v, home = (np.arange(6).reshape(3, 2) + i for i in range(4))
+    scores, shares = np.eye(3), np.eye(3) / 3
+    figure = attention_in_numbers(q, k, scores, shares, v, home, list("abc"), ["x", "y"])
+    for ax, values in zip(figure.axes, (q, k, scores, shares, v, home), strict=True):
+        said = [float(text.get_text()) for text in ax.texts]
+        np.testing.assert_allclose(said, np.ravel(values), atol=0.005)
+    assert [len(ax.patches) for ax in figure.axes] == [1, 0, 1, 1, 0, 1]
+
+
+def test_what_it_says_shows_the_image_and_both_answers():
+    image, answer = np.zeros((1, 8, 8), np.uint8), np.array([0.1, 0.7, 0.2])
+    figure = what_it_says(image, answer, answer[::-1])
+    heights = [bar.get_height() for bar in figure.axes[1].patches]
+    assert heights == [*answer, *answer[::-1]]
+    assert figure.axes[1].get_title() == "it says 1, 70%"
