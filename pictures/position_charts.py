@@ -69,7 +69,7 @@ def frame(ax, place, cols):
 def like_one(similarities, place, grid, title=""):
     """How alike each place of grid is to one (framed), small: {title: (N, N)}, cosines."""
     count = len(similarities)
-    figure, axes = plt.subplots(1, count, figsize=(2.2 * count + 0.6, 2.6), dpi=72, squeeze=False,
+    figure, axes = plt.subplots(1, count, figsize=(2.2 * count + 0.6, 2.6), dpi=80, squeeze=False,
                                 layout="constrained")  # fmt: skip
     for ax, (name, similarity) in zip(axes[0], similarities.items(), strict=True):
         picture = ax.imshow(similarity[place].view(grid), vmin=-1, vmax=1, cmap="RdBu_r")
