@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torchvision.utils import make_grid
 
-from helpers.plotting import COLORS, draw_image, heatmaps, numbers
+from helpers.plotting import COLORS, draw_image, heatmaps, numbers, pale
 
 STORED = Path(__file__).parents[1] / "notebooks/figures/filters_vit_s14.png"  # 4 x 7 tiles
 
@@ -129,4 +129,23 @@ def stride_pictures(photo, slid, P, label):
     middle = P / 2 - 0.5
     at = [(x + middle, y + middle) for y in range(0, H, P) for x in range(0, W, P)]
     dotted.plot(*zip(*at, strict=True), ".", ms=3, color=COLORS["ink"], mew=0)
+    return figure
+
+
+def memory_strips(strips):
+    """{title: answers (D, N) or tokens (N, D), numbered 0 to D N - 1}, each as it lies in memory.
+
+    Number n is the answer of filter n // N at token n % N, with N = 4; a shade for each token.
+    """
+    figure, axes = plt.subplots(len(strips), 1, figsize=(8, 2), dpi=100, layout="constrained")
+    for ax, (title, memory) in zip(axes, strips.items(), strict=True):
+        for place, number in enumerate(memory.flatten().tolist()):
+            row, token = divmod(number, 4)
+            shade = pale(COLORS["patches"], (0, 0.35, 0.6, 0.85)[token])
+            ax.barh(0, 0.94, left=place, align="center", color=shade)
+            said = {"ha": "center", "va": "center", "size": 8}
+            ax.text(place + 0.47, 0, f"token {token}\nfilter {row}", **said)
+        ax.set_title(title, size=10)
+        ax.set_xlim(0, memory.numel())
+        ax.axis("off")
     return figure

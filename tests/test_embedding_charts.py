@@ -13,6 +13,7 @@ from lab.questions import embedding_components
 from pictures.embedding_charts import (
     filter_panels,
     filter_pixels,
+    memory_strips,
     patch_map,
     product_chart,
     stride_pictures,
@@ -92,3 +93,12 @@ def test_they_are_those_of_the_package():
     embed.proj.weight.data = weights.view(384, 3, 14, 14)
     made_again, _ = embedding_components(SimpleNamespace(patch_embed=embed), 28)
     torch.testing.assert_close(made_again * 2 - 1, trained_components(), rtol=0, atol=0.01)
+
+
+def test_a_strip_is_written_in_the_order_of_memory():
+    answers = torch.arange(12).view(3, 4)  # (D, N)
+    figure = memory_strips({"spread": answers, "side by side": answers.T.contiguous()})
+    first = [[text.get_text() for text in ax.texts][:2] for ax in figure.axes]
+    assert first[0] == ["token 0\nfilter 0", "token 1\nfilter 0"]
+    assert first[1] == ["token 0\nfilter 0", "token 0\nfilter 1"]
+    plt.close(figure)
