@@ -5,7 +5,6 @@ Every function returns its figure and leaves plt.show() to the caller.
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from helpers.plotting import COLORS, draw_image
@@ -134,86 +133,4 @@ def grid_of_grids(similarity, grid, title=""):
     ax.set(xlabel="column of the patch", ylabel="row of the patch")
     ax.set_title(title, size=10)
     ax.spines[:].set_visible(False)
-    return figure
-
-
-def attention_on_image(image, attention, grid, title="", most=None):
-    """Where the class token looks: an image (C, H, W), and beside it its N weights on the patches.
-
-    attention: (N,), the class token's row of a map without its own entry; grid: (rows, cols) of
-    the patches; most: the weight at the upper end of the colours, by default the largest here. A
-    frame marks a patch that gets more than the mean. ValueError if they do not fit.
-    """
-    attention = np.asarray(attention)
-    rows, cols = grid
-    if attention.shape != (rows * cols,):
-        raise ValueError(
-            f"attention of shape {attention.shape} given, {rows} x {cols} = {rows * cols} weights "
-            "needed: one for each patch, the class token's own left out"
-        )
-    figure, (left, right) = plt.subplots(1, 2, figsize=(5.6, 2.8), layout="constrained", dpi=75)
-    draw_image(left, image, extent=(0, cols, rows, 0))
-    options = {"extent": (0, cols, rows, 0), "vmin": 0, "vmax": most, "cmap": "Blues"}
-    weights = right.imshow(attention.reshape(grid), **options)
-    for patch in np.flatnonzero(attention > attention.mean()):
-        row, col = divmod(patch, cols)
-        frame = {"fc": "none", "ec": COLORS["class token"], "lw": 2.5}
-        for ax in (left, right):
-            ax.add_patch(Rectangle((col + 0.04, row + 0.04), 0.92, 0.92, **frame))
-    for ax, name in ((left, "image"), (right, "weights of the class token")):
-        ax.set_title(name, size=10)
-        ax.set(xticks=[], yticks=[], xlim=(-0.05, cols + 0.05), ylim=(rows + 0.05, -0.05))
-        ax.spines[:].set_visible(False)
-    bar = figure.colorbar(weights, ax=right, fraction=0.05)
-    bar.set_label("attention weight (line: the mean)", size=9)
-    bar.ax.axhline(attention.mean(), color=COLORS["ink"], lw=1.5)
-    figure.suptitle(title, size=10)
-    return figure
-
-
-def shape_ribbon(image, tables, classes):
-    """An image (C, H, W) on its way through a model: its numbers as tables, from left to right.
-
-    tables: {(name, what leads to it): numbers}; of N rows (one for each patch), of N+1 (framed on
-    top: the class token) or of one dimension (what the class token has become). The last is the
-    scores of the classes. Each table has its own scale, white at 0.
-    """
-    N = max(len(numbers) for numbers in tables.values() if np.ndim(numbers) == 2) - 1
-    widths = [0.35 if np.shape(t)[-1] < 9 else 1.1 for t in tables.values()]
-    gap, height, left = 0.72, 1.9, 1.55
-    whole = (left + sum(widths) + gap * len(widths) + 0.1, 2.85)
-    figure = plt.figure(figsize=whole, dpi=100)
-
-    def panel(left, width, bottom=0.3, height=height):
-        return figure.add_axes(
-            (left / whole[0], bottom / whole[1], width / whole[0], height / whole[1])
-        )
-
-    draw_image(ax := panel(0.15, 1.4, 0.5, 1.4), image)
-    ax.set_title(f"image\n{tuple(image.shape)}", size=9.5)
-    for ((name, way), numbers), width in zip(tables.items(), widths, strict=True):
-        ax = panel(left + gap, width)
-        numbers = np.asarray(numbers)
-        shown = np.atleast_2d(numbers)
-        bottom, top = {N: (N + 0.5, 0.5)}.get(len(shown), (len(shown) - 0.5, -0.5))
-        most = 2.5 * shown.std()
-        ax.imshow(shown, extent=(0, shown.shape[1], bottom, top), aspect="auto", cmap="PuOr",
-                  vmin=-most, vmax=most, interpolation="nearest")  # fmt: skip
-        if len(shown) != N:
-            ax.add_patch(Rectangle((0, -0.5), shown.shape[1], 1, fc="none", lw=1.8, clip_on=False,
-                                   ec=COLORS["class token"]))  # fmt: skip
-        ax.set(xlim=(0, shown.shape[1]), ylim=(N + 0.5, -0.5), xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-        ax.set_title(f"{name}\n{numbers.shape}", size=9.5)
-        y = 0 if numbers.ndim == 1 else N / 2
-        start, unit = -(gap - 0.08) / width, 1 / width
-        arrow = {"arrowstyle": "-|>", "lw": 1.4, "color": COLORS["ink"]}
-        where = ax.get_yaxis_transform()
-        ax.annotate("", (-0.05 * unit, y), (start, y), xycoords=where, textcoords=where,
-                    arrowprops=arrow)  # fmt: skip
-        ax.text(start + 0.28 * unit, y + 0.7, way, size=8.5, ha="center", va="top", transform=where)
-        left += gap + width
-    for i, label in enumerate(classes):
-        weight = "bold" if i == numbers.argmax() else "normal"
-        ax.text(i + 0.5, 0.9, label, size=7.5, ha="center", va="top", weight=weight)
     return figure

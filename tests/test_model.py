@@ -113,6 +113,30 @@ def test_equals_torchvision(patch_size, representation_size):
     assert_same_model(ours, torchvision_copy(ours, representation_size), images(ours))
 
 
+def test_mistakes_of_assembly_keep_the_shape_and_change_the_logits():
+    vit = small_vit(img_size=32, representation_size=20)
+    x = images(vit)
+    answer = vit(x)
+    patches, token = vit.patch_embed(x), vit.cls_token.expand(len(x), -1, -1)
+    z_0 = torch.cat([token, patches], dim=1) + vit.pos_embed
+    late = torch.cat([token, patches + vit.pos_embed[:, 1:]], dim=1)
+    last = torch.cat([patches, token], dim=1) + vit.pos_embed
+
+    def rest(y):
+        return vit.head(vit.pre_logits(y))
+
+    close(rest(vit.norm(vit.blocks(z_0))[:, 0]), answer)
+    mistakes = {
+        "no final norm": rest(vit.blocks(z_0)[:, 0]),
+        "positions before the class token": rest(vit.norm(vit.blocks(late))[:, 0]),
+        "class token at the end": rest(vit.norm(vit.blocks(last))[:, -1]),
+        "no tanh": vit.head(vit.pre_logits[0](vit.norm(vit.blocks(z_0))[:, 0])),
+    }
+    for name, wrong in mistakes.items():
+        assert wrong.shape == answer.shape, name
+        assert (wrong - answer).abs().max() > 1e-3 * answer.abs().max(), name
+
+
 def test_features_equal_timm():
     ours = small_vit()
     x = images(ours)

@@ -217,18 +217,7 @@ def test_panels_draw_the_mean_of_the_runs_and_every_run():
     assert any(np.allclose(found.get_ydata(), 0.1) for found in noise.get_lines())  # chance
 
 
-def test_attention_stands_beside_the_image_and_grids_in_their_grid():
-    weights = torch.tensor([0.1, 0.3, 0.05, 0.25, 0.2, 0.1])
-    figure = inspection_charts.attention_on_image(image(), weights, (2, 3))
-    under, beside = (ax.get_images()[0] for ax in figure.axes[:2])
-    assert np.array_equal(under.get_array(), image()[0])
-    assert np.array_equal(beside.get_array(), weights.view(2, 3))
-    assert beside.get_extent() == under.get_extent() and beside.get_alpha() is None
-    for ax in figure.axes[:2]:  # frames around those above the mean, 1/6
-        places = [tuple(int(n) for n in frame.get_xy()) for frame in ax.patches]
-        assert places == [(1, 0), (0, 1), (1, 1)]  # (column, row)
-    assert_nothing_outside(figure)
-
+def test_grids_stand_in_their_grid():
     similarity = torch.linspace(-1, 1, 36).view(6, 6)
     figure = inspection_charts.grid_of_grids(similarity, (2, 3))
     (picture,) = shown(figure)
@@ -238,25 +227,6 @@ def test_attention_stands_beside_the_image_and_grids_in_their_grid():
             small = whole[3 * row : 3 * row + 2, 4 * col : 4 * col + 3]
             assert np.allclose(small, similarity[3 * row + col].view(2, 3))
     assert np.isnan(whole[2]).all() and np.isnan(whole[:, 3]).all()  # the gaps between
-    assert_nothing_outside(figure)
-
-
-def test_the_ribbon_has_every_table_its_shape_and_the_class_token_framed():
-    tables = {("patches", "cut"): torch.randn(6, 4), ("tokens", "E"): torch.randn(6, 16),
-              ("z", "+"): torch.randn(7, 16), ("y", "LN"): torch.randn(16),
-              ("scores", "head"): torch.eye(10)[1]}  # fmt: skip
-    figure = inspection_charts.shape_ribbon(image(), tables, "abcdefghij")
-    assert np.array_equal(shown(figure)[0].get_array(), image()[0])
-    for ((name, way), numbers), ax in zip(tables.items(), figure.axes[1:], strict=True):
-        (picture,) = ax.get_images()
-        assert np.array_equal(picture.get_array(), torch.atleast_2d(numbers))
-        low, high = picture.get_clim()
-        assert low == -high  # white at 0
-        assert ax.get_title() == f"{name}\n{tuple(numbers.shape)}" and way in words(ax.texts)
-        assert len(ax.patches) == (len(numbers) != 6)  # a frame, but for patches alone
-        # Rows of patches stand at the same height in all tables, below the class token's.
-        assert picture.get_extent()[3] == (0.5 if len(numbers) == 6 else -0.5)
-    assert {t.get_text(): t.get_weight() for t in ax.texts}["b"] == "bold"
     assert_nothing_outside(figure)
 
 
@@ -347,7 +317,6 @@ def test_charts_say_what_does_not_fit():
         (inside.head_distances, [{str(i): [[1.0]] for i in range(5)}], "5 models given"),
         (inside.masks_over_images, [[image()] * 2, {"m": [[[1]]]}, ["a", "b"]], "2 images"),
         (inside.accuracy_panels, [{}], "nothing to draw"),
-        (inside.attention_on_image, [image(), torch.rand(6), (2, 2)], "2 x 2 = 4 weights"),
         (inside.grid_of_grids, [torch.rand(6, 6), (2, 2)], r"\(6, 6\) given, for .* 2 x 2"),
         (seed_dots, [{"a": one, "b": {"two": one["one"]}}], "the same rows"),
         (seed_lines, [{}, "rate"], "no panels"),
