@@ -1,21 +1,21 @@
-"""Attention on a small scale, for 05: arrows and their dot products, the matrices, one map."""
+"""Attention on a small scale, for 05: arrows and their dot products, the matrices, maps."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from helpers.plotting import COLORS, draw_image, numbers, pale
+from helpers.plotting import COLORS, numbers, pale
 
 WIDE = 2.4  # how far the plane of the arrows reaches
 
 
-def query_and_keys(query, keys, names, amounts, title, shares=False):
+def query_and_keys(query, keys, names, shares, title):
     """A query (2,) among keys (n, 2) as arrows, and beside them one bar for each key -> Figure.
 
     Each key's shadow falls on the line of the query, where its dot product can be read as a length.
-    amounts (n,): the bars, shares from 0 to 1, or signed scores.
+    shares (n,): the bars, from 0 to 1; its score stands beside each name.
     """
-    query, keys, amounts = (np.asarray(a, dtype=float) for a in (query, keys, amounts))
+    query, keys, shares = (np.asarray(a, dtype=float) for a in (query, keys, shares))
     figure, (plane, bars) = plt.subplots(1, 2, figsize=(6.2, 2.7), dpi=80, layout="constrained",
                                          width_ratios=(1.1, 1))  # fmt: skip
     plane.axhline(0, color=COLORS["encoder"], lw=1, zorder=0)
@@ -42,14 +42,13 @@ def query_and_keys(query, keys, names, amounts, title, shares=False):
     plane.set_title(f"query (blue{longer}), keys, shadows", size=9)
     plane.spines[:].set_visible(False)
 
-    colors = [pale(COLORS["attention" if amount > 0 else "residual"], 0.2) for amount in amounts]
-    bars.barh(range(len(names)), amounts, color=colors, height=0.6)
-    for y, amount in enumerate(amounts):
-        text = f"{amount:.2f}" if shares else f"{amount:+.0f}".replace("+0", "0")
-        bars.text(max(amount, 0), y, f" {text}", va="center", size=9)
-    low, high = (0, 1.18) if shares else (-3.3, 4)
-    bars.set(xlim=(low, high), ylim=(len(names) - 0.5, -0.5), xticks=[])
-    bars.set_yticks(range(len(names)), labels=names, size=9)
+    bars.barh(range(len(names)), shares, color=pale(COLORS["attention"], 0.2), height=0.6)
+    for y, share in enumerate(shares):
+        bars.text(share, y, f" {share:.2f}", va="center", size=9)
+    scores = [f"{score:+.1f}" if abs(score) > 0.05 else "0.0" for score in keys @ query]
+    named = [f"{name} {score}" for name, score in zip(names, scores, strict=True)]
+    bars.set(xlim=(0, 1.18), ylim=(len(names) - 0.5, -0.5), xticks=[])
+    bars.set_yticks(range(len(names)), labels=named, size=9)
     bars.tick_params(length=0)
     bars.axvline(0, color=COLORS["residual"], lw=1)
     bars.spines[:].set_visible(False)
@@ -87,30 +86,37 @@ def attention_steps(steps, row, column=None):
     return figure
 
 
-def maps_beside(image, maps, grid, queries, outlined, titles):
-    """An image (C, H, W), and beside it maps (N,), each with the patch that looks framed -> Figure.
+def images_over_maps(patches, titles, grid, maps=None, outlined=None):
+    """Images given as patches (n, N, P P), and below each one its map (N,) -> Figure.
 
-    queries: its number in each map; outlined: patches with a dashed outline in all of them.
+    maps: what one token of each image gives to all N, or None for the images alone; outlined: the
+    number of one patch in each image, dashed in both rows.
     """
-    figure, axes = plt.subplots(1, len(maps) + 1, figsize=(1.9 * len(maps) + 2.4, 2.1), dpi=100,
-                                layout="constrained")  # fmt: skip
-    draw_image(axes[0], image)
-    for steps, size, line in zip(
-        grid, image.shape[1:], (axes[0].axhline, axes[0].axvline), strict=True
-    ):
-        for step in range(1, steps):
-            line(step * size / steps - 0.5, color=COLORS["patches"], lw=1)
-    axes[0].set_title("the image", size=9)
-    high = max(float(weights.max()) for weights in maps)
-    for ax, weights, query, title in zip(axes[1:], maps, queries, titles, strict=True):
-        shown = ax.imshow(np.asarray(weights).reshape(grid), vmin=0, vmax=high)
-        for patch, style in ((query, "-"), *((patch, ":") for patch in outlined)):
-            row, col = divmod(patch, grid[1])
-            ax.add_patch(Rectangle((col - 0.45, row - 0.45), 0.9, 0.9, fill=False, ls=style, lw=2.2,
-                                   ec="white" if style == "-" else COLORS["keys"]))  # fmt: skip
-        ax.set(xticks=[], yticks=[])
+    n, (rows, cols), side = len(patches), grid, int(np.sqrt(patches.shape[-1]))
+    high = 1 if maps is None else 2
+    figure, axes = plt.subplots(high, n, figsize=(1.55 * n + 0.9 * (high - 1), 1.75 * high),
+                                dpi=100, squeeze=False, layout="constrained")  # fmt: skip
+    for i, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
+        image = np.asarray(patches[i]).reshape(rows, cols, side, side).transpose(0, 2, 1, 3)
+        ax.imshow(image.reshape(rows * side, -1), cmap="gray", vmin=0, vmax=1,
+                  extent=(-0.5, cols - 0.5, rows - 0.5, -0.5))  # fmt: skip
+        for line, count in ((ax.axhline, rows), (ax.axvline, cols)):
+            for step in range(1, count):
+                line(step - 0.5, color=COLORS["patches"], lw=1)
         ax.set_title(title, size=9)
-    figure.colorbar(shown, ax=axes[1:]).set_label("attention weight", size=9)
+        if maps is not None:
+            weights = np.asarray(maps[i]).reshape(grid)
+            shown = axes[1, i].imshow(weights, vmin=0, vmax=1)
+        if outlined is not None:
+            row, col = divmod(int(outlined[i]), cols)
+            for each in axes[:, i]:
+                each.add_patch(Rectangle((col - 0.45, row - 0.45), 0.9, 0.9, fill=False, ls="--",
+                                         lw=2.2, ec=COLORS["keys"]))  # fmt: skip
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    if maps is not None:
+        axes[1, 0].set_ylabel("patch 0 looks", size=9)
+        figure.colorbar(shown, ax=axes[1]).set_label("weight", size=9)
     return figure
 
 

@@ -18,11 +18,13 @@ KEYS = np.array([[1.0, -1], [-1, 0], [0, 1]])
 @pytest.mark.parametrize("length", [0, 1, 10])
 def test_arrows_shadows_and_bars(length):
     query = length * np.array([2.0, 1])
-    figure = charts.query_and_keys(query, KEYS, ["a", "b", "c"], KEYS @ query, "score")
+    figure = charts.query_and_keys(query, KEYS, ["a", "b", "c"], [0.2, 0.3, 0.5], "shares")
     figure.canvas.draw()
     plane, bars = figure.axes
     assert [text.get_text() for text in plane.texts if text.get_text()] == ["a", "b", "c"]
-    assert np.allclose([bar.get_width() for bar in bars.patches], KEYS @ query)
+    assert np.allclose([bar.get_width() for bar in bars.patches], [0.2, 0.3, 0.5])
+    scores = [float(label.get_text().split()[1]) for label in bars.get_yticklabels()]
+    assert np.allclose(scores, KEYS @ query)
     shadows = [line for line in plane.lines if line.get_color() == COLORS["keys"]]
     assert len(shadows) == (3 if length else 0)
     for line, key in zip(shadows, KEYS, strict=False):
@@ -57,14 +59,17 @@ def test_an_arrow_too_long_for_the_frame_says_so():
     assert 2 < arrow.xy[0] < charts.WIDE and "10.3 times" in figure.axes[0].get_title()
 
 
-def test_maps_lie_beside_the_image_with_outlines():
-    image, maps = np.zeros((1, 4, 6), np.uint8), np.arange(12.0).reshape(2, 6)
-    figure = charts.maps_beside(image, maps, (2, 3), [4, 0], [5], ["one", "two"])
-    for ax, weights, query in zip(figure.axes[1:3], maps, (4, 0), strict=True):
-        assert np.array_equal(ax.get_images()[0].get_array(), weights.reshape(2, 3))
-        assert ax.get_images()[0].get_clim() == (0, 11)
-        frames = [(p.get_x() + 0.45, p.get_y() + 0.45) for p in ax.patches]
-        assert np.allclose(frames, [(query % 3, query // 3), (2, 1)])
+def test_images_lie_over_their_maps_with_one_patch_outlined():
+    patches, maps = np.arange(48.0).reshape(2, 6, 4) / 48, np.arange(12.0).reshape(2, 6) / 12
+    figure = charts.images_over_maps(patches, ["one", "two"], (2, 3), maps, [4, 0])
+    above, below = figure.axes[:2], figure.axes[2:4]
+    for i, place in enumerate([(1, 1), (0, 0)]):
+        drawn = above[i].get_images()[0].get_array()
+        assert np.array_equal(drawn[:2, 2:4], patches[i, 1].reshape(2, 2))
+        assert np.array_equal(below[i].get_images()[0].get_array(), maps[i].reshape(2, 3))
+        for ax in (above[i], below[i]):
+            assert np.allclose(np.add(ax.patches[0].get_xy(), 0.45), place)
+    assert len(charts.images_over_maps(patches, ["one", "two"], (2, 3)).axes) == 2
 
 
 def test_the_look_of_a_patch_frames_it():
