@@ -33,6 +33,7 @@ COLORS = {
     "wrong": "#C0282D",
     "ink": "#222222",
 }
+SIGNED = "RdBu_r"  # the map of numbers with a sign: blue below 0, white 0, red above
 
 
 def pixels(image):
