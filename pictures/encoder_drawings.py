@@ -120,7 +120,7 @@ def draw_sizes(axes, travels, limits=None):
             ax.plot(sizes[number], ls=line, color=COLORS[color], lw=2, label=name)
         ax.axhline(1, color="#BBBBBB", lw=0.8, zorder=0)
         ax.set(xlabel="after layer (0: before the first)", yscale="log", ylim=limits)
-        ax.set_ylabel("size")
+        ax.set_ylabel("size (root mean square)")
         ax.set_title(title, size=10)
         ax.spines[["top", "right"]].set_visible(False)
 
@@ -147,33 +147,26 @@ def by_block(series, ylabel, title, log=False):
     return figure
 
 
-def draw_remarks(ax, stream, remark):
-    """A bar for the stream after each layer, a narrow one before it for what the layer added."""
-    layers = np.arange(1, len(stream) + 1)
-    grey = pale(COLORS["residual"], 0.3)
-    ax.bar(layers, stream, width=0.85, color=grey, label="the stream after it")
-    ax.bar(layers, remark, width=0.45, color=COLORS["mlp"], label="the remark")
-    ax.set(xlim=(0.3, len(stream) + 0.7))
-    ax.spines[["top", "right"]].set_visible(False)
-
-
 def remarks(stacks, title):
-    """{name: (stream, remark)}, one of each for every layer: a panel for each name, on one scale.
+    """{name: (stream, remark)}, one of each for every layer: a panel for each name.
 
-    Where that leaves bars too small to read, an inset shows them enlarged.
+    A bar for the stream after each layer, a narrow one before it for what the layer added. Panels
+    have axes of their own; the last one's stream is a dashed line in the others.
     """
-    figure, axes = plt.subplots(1, len(stacks), figsize=(9.5, 3), dpi=100, sharey=True,
-                                layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(1, len(stacks), figsize=(9.5, 3.2), dpi=100, layout="constrained")
+    *_, (last, (last_stream, _)) = stacks.items()
     for ax, (name, (stream, remark)) in zip(axes, stacks.items(), strict=True):
-        draw_remarks(ax, stream, remark)
-        ax.set_xlabel("layer")
-        ax.set_title(name, size=10)
-    for ax, sizes in zip(axes, stacks.values(), strict=True):
-        if max(sizes[0]) < ax.get_ylim()[1] / 4:
-            inset = ax.inset_axes((0.12, 0.37, 0.84, 0.53))
-            draw_remarks(inset, *sizes)
-            inset.set_title("the same, enlarged", size=9)
-    axes[0].set_ylabel("size")
+        layers = np.arange(1, len(stream) + 1)
+        grey = pale(COLORS["residual"], 0.3)
+        ax.bar(layers, stream, width=0.85, color=grey, label="the stream after the layer")
+        ax.bar(layers, remark, width=0.45, color=COLORS["mlp"], label="the layer's remark")
+        if name != last:
+            ax.plot(layers, last_stream, "--", color=COLORS["ink"], label="right panel's stream")
+        ax.set(xlim=(0.3, len(stream) + 0.7), ylim=(0, 1.12 * max(stream)), xlabel="layer")
+        ax.text(layers[-1], stream[-1], f"{stream[-1]:.1f}", ha="center", va="bottom", size=9)
+        ax.set_ylabel("size (root mean square)")
+        ax.set_title(f"{name}: axis to {max(stream):.1f}", size=10)
+        ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(title, size=11)
     return figure
@@ -183,26 +176,35 @@ def stack_frame(residual, norm, measured):
     """The block with residual and norm "on" or "off", and what 24 of it do to what passes.
 
     measured: {kind: (signal, gradient, own share)}, each before the first block and after each;
-    the three other kinds stay in sight as thin lines.
+    the three other kinds stay in sight as thin lines. Shares have a linear axis, sizes do not.
     """
     kind = SWITCHES[residual, norm]
-    figure = plt.figure(figsize=(9, 3.9), dpi=80, layout="constrained")
+    figure = plt.figure(figsize=(9, 4.2), dpi=80, layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(1, 2))
     draw_road(figure.add_subplot(grid[0, :]), kind, blocks=1)
-    titles = ("size of the signal $\\rightarrow$", "$\\leftarrow$ size of the gradient",
-              "own share of the tokens $\\rightarrow$")  # fmt: skip
-    for number, title in enumerate(titles):
+    titles = {
+        "signal, going up $\\rightarrow$": "size",
+        "$\\leftarrow$ gradient, coming back": "size",
+        "what is a token's own $\\rightarrow$": "share of the stream",
+    }
+    for number, (title, ylabel) in enumerate(titles.items()):
         ax = figure.add_subplot(grid[1, number])
         for name, values in measured.items():
             color, line = STYLES[name]
-            color = COLORS[color] if name == kind else pale(COLORS["residual"], 0.4)
-            ax.plot(values[number], ls=line, color=color, lw=3 if name == kind else 1,
-                    zorder=3 if name == kind else 2)  # fmt: skip
-        ax.axhline(1, color="#BBBBBB", lw=0.8, zorder=0)
-        ax.set(yscale="log", xlabel="after block")
-        ax.minorticks_off()
+            lit = name == kind
+            color, width = (COLORS[color], 3) if lit else (pale(COLORS[color], 0.35), 1.3)
+            ax.plot(values[number], ls=line, color=color, lw=width, zorder=2 + lit, label=name)
+        ax.set(xlabel="after block", ylabel=ylabel, xticks=range(0, len(values[number]), 4))
+        if ylabel == "size":
+            ax.axhline(1, color="#BBBBBB", lw=0.8, zorder=0)
+            ax.set_yscale("log")
+            ax.minorticks_off()
+        else:
+            ax.set_ylim(-0.03, 1.05)
         ax.set_title(title, size=10)
         ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  frameon=False, fontsize=10, handlelength=3)  # fmt: skip
     figure.suptitle(f"residual {residual}, norm {norm}", size=12)
     return figure
 

@@ -58,10 +58,10 @@ def test_lines_and_bars_are_the_numbers_given():
     assert ax.lines[0].get_color() == COLORS[STYLES["no norm"][0]]
     bars = [[50, 60], [7, 8]], [[1, 2], [3, 4]]
     left, right = remarks({"as it is": bars[0], "normed": bars[1]}, "t").axes
-    (inset,) = right.child_axes
-    for ax, wanted in ((left, bars[0]), (right, bars[1]), (inset, bars[1])):
+    for ax, wanted in ((left, bars[0]), (right, bars[1])):
         assert [[bar.get_height() for bar in some] for some in ax.containers] == wanted
-    assert not left.child_axes
+    assert list(left.lines[0].get_ydata()) == bars[1][0] and not right.lines
+    assert left.get_ylim()[1] > 60 and right.get_ylim()[1] < 10
 
 
 def test_frames_have_one_size_and_light_up_their_kind():
@@ -74,6 +74,8 @@ def test_frames_have_one_size_and_light_up_their_kind():
         assert figure.get_suptitle() == f"residual {residual}, norm {norm}"
         said = [text.get_text() for text in figure.axes[0].texts]
         assert ("+" in said, "LN" in said) == (residual == "on", norm == "on")
+        assert [text.get_text() for text in figure.legends[0].texts] == list(measured)
+        assert [ax.get_yscale() for ax in figure.axes[1:]] == ["log", "log", "linear"]
         for ax, values in zip(figure.axes[1:], measured[kind], strict=True):
             (lit,) = [line for line in ax.lines if line.get_linewidth() == 3]
             assert list(lit.get_ydata()) == list(values)
