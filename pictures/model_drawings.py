@@ -4,10 +4,10 @@ import inspect
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from helpers.model import VisionTransformer
-from helpers.plotting import COLORS, draw_image, numbers, pale, sample_photo
+from helpers.plotting import COLORS, SIGNED, draw_image, numbers, pale, sample_photo
 from pictures.figure_1 import Drawing
 
 ROWS = (  # what a line of the class begins with, its colour, the shape after it
@@ -84,58 +84,92 @@ def thick(tokens):
     return np.vstack([np.repeat(tokens[:1], times, axis=0), empty, tokens[1:]])
 
 
-def ribbon(image, patches, z_0, z_L, y, logits, title="", pixel=None):
+def ribbon(image, patches, z_0, z_L, y, logits, title="", pixel=None, sizes=None):
     """A forward pass from left to right: image (C, H, W), tables of numbers, logits (K,).
 
     Tables are drawn in standard deviations of their own, white at 0; row 0, the class token, is
-    thick and framed, and an arrow leads from it to y. pixel: (row, column) to be framed.
+    thick and framed, and an arrow leads from it to y. pixel: (row, column) to be framed, with a
+    ring around the first number of patches that is not 0. sizes: (N+1,) logarithmic bars
+    beside the rows of z_L.
     """
-    figure = plt.figure(figsize=(10.4, 3.3), dpi=100)
+    row, place = np.argwhere(np.asarray(patches))[0]
+    wide = 10.4 if sizes is None else 11.5
+    figure = plt.figure(figsize=(wide, 3.5), dpi=100)
+    shift = wide - 10.4  # of all that stands right of the sizes
 
     def panel(left, bottom, width, height, name, shape):
-        ax = figure.add_axes((left / 10.4, bottom / 3.3, width / 10.4, height / 3.3))
+        ax = figure.add_axes((left / wide, bottom / 3.5, width / wide, height / 3.5))
         ax.set(xticks=[], yticks=[])
         at = bottom + height + 0.06
-        figure.text((left + width / 2) / 10.4, at / 3.3, f"{name}\n{shape}", ha="center",
+        figure.text((left + width / 2) / wide, at / 3.5, f"{name}\n{shape}", ha="center",
                     va="bottom", size=9.5, linespacing=1.25)  # fmt: skip
         return ax
 
-    def table(left, width, height, values, name, top=2.4):
+    def table(left, width, height, values, name, top=2.6):
         values = np.asarray(values)
         ax = panel(left, top - height, width, height, name, values.shape)
         tokens, shown = name.startswith(r"$\mathbf{z}"), np.atleast_2d(values)
         shown = thick(shown) if tokens else shown
-        ax.imshow(shown / (np.nanstd(shown) or 1), vmin=-3, vmax=3, cmap="RdBu", aspect="auto",
+        ax.imshow(shown / (np.nanstd(shown) or 1), vmin=-3, vmax=3, cmap=SIGNED, aspect="auto",
                   interpolation="nearest")  # fmt: skip
         if tokens or values.ndim == 1:
             rows = np.isnan(shown[:, 0]).argmax() if tokens else 1
             ax.add_patch(Rectangle((-0.5, -0.5), shown.shape[1], rows, lw=2, fc="none",
                                    ec=COLORS["class token"], clip_on=False))  # fmt: skip
+        if tokens:
+            named = [0, 1, len(values) - 1, *([row + 1] if pixel else [])]
+            first_patch = len(shown) - len(values)
+            ax.set_yticks([n + first_patch if n else rows / 2 - 0.5 for n in named], labels=named,
+                          size=8)  # fmt: skip
+            ax.tick_params(length=0, pad=2)
         ax.spines[:].set_visible(values.ndim > 1)
+        return ax
 
-    draw_image(first := panel(0.15, 1.0, 1.4, 1.4, "image", tuple(image.shape)), image)
+    draw_image(first := panel(0.15, 1.2, 1.4, 1.4, "image", tuple(image.shape)), image)
+    cut = table(2.05, 0.75, 1.9, patches, "patches")
     if pixel:
-        first.add_patch(Rectangle((pixel[1] - 1, pixel[0] - 1), 2, 2, fc="none", lw=1.5,
-                                  ec=COLORS["keys"]))  # fmt: skip
-    table(2.05, 0.75, 1.9, patches, "patches")
+        mark = {"fc": "none", "lw": 1.5, "ec": COLORS["ink"]}
+        first.add_patch(Rectangle((pixel[1] - 1, pixel[0] - 1), 2, 2, **mark))
+        cut.add_patch(Ellipse((place, row), 8, 5, **mark))
     table(3.75, 1.45, 2.05, z_0, r"$\mathbf{z}_0$")
-    table(5.85, 1.45, 2.05, z_L, r"$\mathbf{z}_L$")
-    table(7.9, 1.1, 0.14, y, r"$\mathbf{y}$")
-    bars = panel(9.55, 0.7, 0.7, 1.7, "logits", f"({len(logits)},)")
-    bars.barh(range(len(logits)), logits, color=COLORS["head"])
-    bars.axvline(0, color=COLORS["ink"], lw=0.6)
-    bars.set(yticks=range(len(logits)), ylim=(len(logits) - 0.4, -0.6))
-    bars.tick_params(length=0, labelsize=8)
-    for start, end, y_at, label in ((1.6, 2.0, 1.7, "cut"),
-                             (2.85, 3.7, 1.7, "E, class\ntoken,\npositions"),
-                             (5.25, 5.8, 1.7, "blocks"), (7.35, 7.85, 2.33, "LN"),
-                             (9.03, 9.3, 2.33, "head")):  # fmt: skip
+    last = table(5.95, 1.35, 2.05, z_L, r"$\mathbf{z}_L$")
+    if sizes is not None:
+        beside = panel(7.4, 0.55, 0.85, 2.05, "size of", "each row")
+        rows = int(last.patches[0].get_height())
+        start = len(last.get_images()[0].get_array()) - len(sizes) + 1
+        beside.barh([rows / 2 - 0.5, *range(start, start + len(sizes) - 1)], sizes,
+                    [rows, *[1] * (len(sizes) - 1)],
+                    color=[COLORS["class token"], *[COLORS["ink"]] * (len(sizes) - 1)])  # fmt: skip
+        beside.set(ylim=last.get_ylim(), xscale="log", xlim=(min(sizes) / 4, max(sizes) * 1.5))
+        ends = [min(sizes), max(sizes)]
+        beside.set_xticks(ends, labels=[f"{end:.1g}" for end in ends], size=8)
+        beside.tick_params(which="both", length=0, pad=2)
+        beside.spines[["top", "right"]].set_visible(False)
+    table(7.9 + shift, 1.1, 0.14, y, r"$\mathbf{y}$")
+    answer = panel(9.55 + shift, 0.9, 0.7, 1.7, "logits", f"({len(logits)},)")
+    logits = np.asarray(logits)
+    signs = plt.get_cmap(SIGNED)(0.5 + 0.37 * np.sign(logits))
+    answer.barh(range(len(logits)), logits, color=signs)
+    answer.axvline(0, color=COLORS["ink"], lw=0.6)
+    answer.set(yticks=range(len(logits)), ylim=(len(logits) - 0.4, -0.6))
+    largest = logits[np.abs(logits).argmax()]
+    answer.set_xticks([0, largest], labels=["0", f"{largest:.1g}"])
+    answer.tick_params(length=0, labelsize=8, pad=2)
+    for start, end, y_at, label in ((1.6, 2.0, 1.9, "cut"),
+                             (2.85, 3.55, 1.9, "E, class\ntoken,\npositions"),
+                             (5.25, 5.75, 1.9, "blocks"), (7.35 + shift, 7.85 + shift, 2.53, "LN"),
+                             (9.03 + shift, 9.3 + shift, 2.53, "head")):  # fmt: skip
         color = COLORS["class token"] if y_at > 2 else "#444444"
-        ends = [(x / 10.4, y_at / 3.3) for x in (start, end)]
+        ends = [(x / wide, y_at / 3.5) for x in (start, end)]
         figure.add_artist(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=10, lw=1.5,
                                           color=color, transform=figure.transFigure))  # fmt: skip
         at, side = (y_at + 0.06, "bottom") if y_at > 2 else (y_at - 0.08, "top")
-        figure.text((start + end) / 2 / 10.4, at / 3.3, label, ha="center", va=side, size=8.5)
+        figure.text((start + end) / 2 / wide, at / 3.5, label, ha="center", va=side, size=8.5)
+    legend = figure.add_axes((0.15 / wide, 0.42 / 3.5, 1.4 / wide, 0.12 / 3.5))
+    legend.imshow(np.linspace(-3, 3, 61)[None], cmap=SIGNED, aspect="auto")
+    legend.set_xticks([0, 30, 60], labels=["−", "0", "+"], size=8)
+    legend.set(yticks=[])
+    legend.tick_params(length=0, pad=2)
     figure.suptitle(title, size=10.5, y=0.985)
     return figure
 

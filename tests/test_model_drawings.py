@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers.model import VisionTransformer
+from helpers.plotting import SIGNED
 from pictures.model_drawings import (
     ROWS,
     attention_in_numbers,
@@ -42,11 +43,16 @@ def test_ribbon_shows_what_it_is_given_with_the_class_token_framed(N, times, gap
     image = random.integers(0, 255, (3, 8, 8), dtype=np.uint8)
     patches, tokens, y, logits = (random.normal(size=s) for s in ((N, 12), (N + 1, 20), 20, 5))
     figure = ribbon(image, patches, tokens, 2 * tokens, y, logits, "t", pixel=(3, 5))
-    assert figure.get_suptitle() == "t" and len(figure.axes) == 6
+    assert figure.get_suptitle() == "t" and len(figure.axes) == 7  # the last is the legend
     titles = [text.get_text() for text in figure.texts]
     for shape in ("(3, 8, 8)", f"({N}, 12)", f"({N + 1}, 20)", "(20,)", "(5,)"):
         assert any(title.endswith(shape) for title in titles)
-    assert [bar.get_width() for bar in figure.axes[5].patches] == list(logits)
+    answer = figure.axes[5]
+    assert [bar.get_width() for bar in answer.patches] == list(logits)
+    reds = [bar.get_facecolor()[0] > bar.get_facecolor()[2] for bar in answer.patches]
+    assert reds == list(logits > 0)  # red above 0, as on the maps
+    tables = figure.axes[1:5]
+    assert {ax.get_images()[0].get_cmap().name for ax in tables} == {SIGNED}
     shown = figure.axes[2].get_images()[0].get_array()
     np.testing.assert_allclose(shown[times + gap :], tokens[1:] / np.nanstd(thick(tokens)))
     assert np.array_equal(shown[0], shown[times - 1])
@@ -54,6 +60,19 @@ def test_ribbon_shows_what_it_is_given_with_the_class_token_framed(N, times, gap
     (frame,), (place,) = figure.axes[2].patches, figure.axes[0].patches
     assert frame.get_height() == times
     assert place.get_bbox().bounds == (4, 2, 2, 2)  # around column 5, row 3
+
+
+def test_ribbon_rings_the_number_that_changed_and_measures_each_row():
+    image, tokens = np.zeros((3, 8, 8), np.uint8), np.ones((17, 20))
+    patches, sizes = np.zeros((16, 12)), np.arange(1.0, 18)
+    patches[6, 5] = -1
+    figure = ribbon(image, patches, tokens, tokens, np.ones(20), np.ones(5), "", (3, 5), sizes)
+    (ring,) = figure.axes[1].patches
+    assert ring.get_center() == (5, 6)
+    assert [label.get_text() for label in figure.axes[3].get_yticklabels()] == ["0", "1", "16", "7"]
+    assert [bar.get_width() for bar in figure.axes[4].patches] == list(sizes)
+    at = figure.axes[4].patches[7].get_y() + 0.5  # the bar of row 7 stands at its row
+    assert at == figure.axes[3].get_yticks()[3]
 
 
 def test_attention_in_numbers_writes_every_number_and_frames_token_0():
