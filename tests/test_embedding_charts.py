@@ -1,4 +1,4 @@
-"""Pictures of filters: mid grey is zero, patches lie where the two filters put them."""
+"""Pictures of filters: red is above 0, patches lie where the two filters put them."""
 
 import zipfile
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from pictures.embedding_charts import (
     filter_pixels,
     memory_strips,
     patch_map,
+    pattern_chart,
     product_chart,
     stride_pictures,
     trained_components,
@@ -47,7 +48,7 @@ def test_patches_lie_at_their_tokens():
     extents = torch.tensor([image.get_extent() for image in figure.axes[0].get_images()])
     centres = torch.stack([extents[:, :2].mean(1), extents[:, 2:].mean(1)], dim=1)
     torch.testing.assert_close(centres, tokens)
-    assert len(figure.axes) == 3  # the map, and the two filters beside it
+    assert len(figure.axes) == 7  # the map, and the three channels of two filters beside it
     plt.close(figure)
 
 
@@ -56,6 +57,7 @@ def test_a_product_writes_all_its_numbers_on_one_scale():
     E = torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.0, -3.0], [0.0] * 3, [0.0] * 3])
     figure = product_chart(x, E, ["a", "b", "c", "d"], ["p", "q", "r"])
     written = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert (written[0].pop(), written[2].pop()) == ("×", "=")
     assert [len(texts) for texts in written] == [4, 12, 3]
     assert written[2] == ["2.00", "-1.00", "-6.00"]
     assert len({ax.get_images()[0].get_clim() for ax in figure.axes}) == 1
@@ -63,19 +65,34 @@ def test_a_product_writes_all_its_numbers_on_one_scale():
     plt.close(figure)
 
 
-def test_the_photograph_has_a_scale_of_its_own_and_the_rest_share_one():
+def test_answers_stand_beside_the_photograph_on_one_scale_around_zero():
     slid = torch.randn(13, 13)
-    figure = stride_pictures(torch.rand(16, 16), slid, 4, "label")
-    grey, every, stepped = (ax.get_images()[0] for ax in figure.axes[:3])
-    assert grey.get_clim() == (0, 1) and every.get_clim() == stepped.get_clim() == (-0.7, 0.7)
-    torch.testing.assert_close(torch.tensor(stepped.get_array()).float(), slid[::4, ::4])
+    figure = stride_pictures(torch.rand(3, 16, 16), slid, 4, "label")
+    (_, *answers), limit = [ax.get_images()[0] for ax in figure.axes[:3]], slid.abs().max().item()
+    assert {picture.get_clim() for picture in answers} == {(-limit, limit)}
+    torch.testing.assert_close(torch.tensor(answers[1].get_array()).float(), slid[::4, ::4])
     (dots,) = figure.axes[1].get_lines()
     assert len(dots.get_xdata()) == 16  # a dot for each patch
     plt.close(figure)
 
 
+def test_a_row_for_each_pattern_and_the_answers_of_the_last_panels_first():
+    first, last = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    photo = torch.rand(3, 8, 9)
+    figure = pattern_chart({"a": first, "b": last}, photo, "asked")
+    *parts, right = figure.subfigs
+    assert [len(part.axes) for part in parts] == [6, 6]  # two patterns, three channels
+    shown = torch.tensor(parts[0].axes[3].get_images()[0].get_array())
+    torch.testing.assert_close(shown.float(), first[1, 0])
+    answers = torch.tensor(right.axes[0].get_images()[0].get_array())
+    assert answers.shape == (5, 6) and answers.abs().max() == 1
+    expected = (photo[:, :4, :4] * last[0]).sum() / (photo[:, 4:, 5:] * last[0]).sum()
+    torch.testing.assert_close(answers[0, 0] / answers[-1, -1], expected, check_dtype=False)
+    plt.close(figure)
+
+
 def test_the_stored_components_of_a_trained_network():
-    tiles = trained_components()
+    tiles, _ = trained_components()
     assert tiles.shape == (28, 3, 14, 14)
     torch.testing.assert_close(tiles.abs().amax((1, 2, 3)), torch.ones(28), atol=0.02, rtol=0)
 
@@ -91,8 +108,10 @@ def test_they_are_those_of_the_package():
     weights = torch.frombuffer(bytearray(onnx[begin:]), dtype=torch.float32, count=384 * 588)
     embed = PatchEmbedding(224, 14, 3, 384)
     embed.proj.weight.data = weights.view(384, 3, 14, 14)
-    made_again, _ = embedding_components(SimpleNamespace(patch_embed=embed), 28)
-    torch.testing.assert_close(made_again * 2 - 1, trained_components(), rtol=0, atol=0.01)
+    made_again, shares = embedding_components(SimpleNamespace(patch_embed=embed), 28)
+    stored, share = trained_components()
+    torch.testing.assert_close(made_again * 2 - 1, stored, rtol=0, atol=0.01)
+    assert round(shares.sum().item(), 3) == share
 
 
 def test_a_strip_is_written_in_the_order_of_memory():
