@@ -6,44 +6,44 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from helpers.model import VisionTransformer
 from helpers.plotting import COLORS, SIGNED, draw_image, numbers, pale, sample_photo
 from pictures.figure_1 import Drawing
 
-ROWS = (  # what a line of the class begins with, its colour, the shape after it
-    ("x = self.patch_embed(", "embedding", "(B, N, D)"),
-    ("x = torch.cat(", "class token", "(B, N+1, D)"),
-    ("x = self.pos_drop(", "positions", "(B, N+1, D)"),
-    ("return self.norm(", "encoder", "(B, N+1, D)"),
-    ("y = ", "class token", "(B, D)"),
-    ("return self.head(", "head", "(B, K)"),
+ROWS = (  # for each line of forward: its colour, the shape after it
+    ("embedding", "(B, N, D)"),
+    ("class token", "(B, N+1, D)"),
+    ("positions", "(B, N+1, D)"),
+    ("encoder", "(B, N+1, D)"),
+    ("norm", "(B, D)"),
+    ("head", "(B, K)"),
 )
 LEFT = 2  # where the parts of figure 1 begin
 
 
-def lines_of_the_class():
-    """The line of VisionTransformer for each of ROWS, without its comment."""
-    lines = [line.strip() for line in inspect.getsource(VisionTransformer).splitlines()]
-    return [next(s for s in lines if s.startswith(row[0])).split("  #")[0] for row in ROWS]
+def lines_of(model_class):
+    """The lines of its forward, without comments: one for each of ROWS."""
+    lines = inspect.getsource(model_class.forward).strip().splitlines()[1:]
+    return [line.strip().split("  #")[0] for line in lines]
 
 
-def code_beside_figure():
-    """The parts of figure 1 from top to bottom, each beside its line of code and its shape."""
+def code_beside_figure(model_class):
+    """The parts of figure 1 from top to bottom, each beside its line of forward and its shape."""
     d = Drawing(None)
     heights = [41.5 - 7.4 * i for i in range(len(ROWS))]
-    for x, title in ((16.5, "figure 1"), (58, "VisionTransformer, forward"), (91, "shape after")):
+    titles = (16.5, "figure 1"), (58, f"{model_class.__name__}, forward"), (91, "shape after")
+    for x, title in titles:
         d.text("encoder", x, 47.6, title, 10.5, weight="bold")
-    for y, line, (_, part, shape) in zip(heights, lines_of_the_class(), ROWS, strict=True):
+    for y, line, (part, shape) in zip(heights, lines_of(model_class), ROWS, strict=True):
         d.ax.add_patch(FancyBboxPatch((36.5, y - 1.6), 48.9, 3.2, fc=pale(COLORS[part], 0.75),
                                       ec="none", boxstyle="round,pad=0.3"))  # fmt: skip
         style = {"family": "monospace", "va": "center", "color": COLORS["ink"], "gid": "code"}
-        d.ax.text(36.9, y, line, size=7.7, **style)
+        d.ax.text(36.9, y, line, size=8.2, **style)
         d.ax.text(86.8, y, shape, size=9, **style)
     for above, below in zip(heights, heights[1:], strict=False):
-        part = "class token" if below == heights[-1] else "encoder"
-        x = 4.2 if part == "class token" else 16.5
-        d.arrow(part, (x, above - 2.1), (x, below + 2.3),
-                color=COLORS["class token"] if part == "class token" else "#444444")  # fmt: skip
+        reads = above <= heights[3]  # from the encoder on, the class token alone
+        part, x = ("class token", 4.2) if reads else ("encoder", 16.5)
+        color = COLORS["class token"] if reads else "#444444"
+        d.arrow(part, (x, above - 2.1), (x, below + 2.3), color=color)
     draw_parts(d, heights)
     return d.figure
 
@@ -64,14 +64,13 @@ def draw_parts(d, heights):
         d.box(part, x, second - 1.5, 2, 3, "" if i else "*", rounding=0.3)
         d.box("positions", x - 0.45, third - 1.5, 1.3, 3, str(i), rounding=0.5)
         d.box(part, x + 0.95, third - 1.5, 1, 3, "", rounding=0.3)
-        color = pale(COLORS["embedding"], 0.75) if i else None
-        d.box(part, x, fifth - 1.5, 2, 3, "" if i else "*", color=color, rounding=0.3)
-    d.box("encoder", LEFT, fourth - 1.8, 20, 3.6, "Encoder:  L blocks")
-    d.arrow("norm", (22.4, fourth), (24.6, fourth))
-    d.box("norm", 25, fourth - 1.8, 6, 3.6, "Norm")
-    d.box("head", LEFT, sixth - 1.8, 9, 3.6, "MLP head")
-    d.arrow("head", (11.4, sixth), (14.5, sixth))
-    d.text("head", 20.5, sixth, "class: temple")
+    d.box("encoder", LEFT, fourth - 1.8, 29, 3.6, "Encoder:  L blocks")
+    d.box("norm", LEFT, fifth - 1.8, 6, 3.6, "Norm")
+    d.text("class token", 6.8, (fourth + fifth) / 2, "row 0", 9)
+    d.text("norm", 5.5, (fifth + sixth) / 2, r"$\mathbf{y}$", 11)
+    d.box("head", LEFT, sixth - 1.8, 6, 3.6, "Head")
+    d.arrow("head", (8.4, sixth), (11.5, sixth))
+    d.text("head", 14.7, sixth, "logits")
     for number, x, y in ((1, 33.7, third), (2, 33.7, fourth + 1.5), (3, 33.7, fourth - 1.5),
                          (4, 33.7, fifth)):  # fmt: skip
         d.tag(number, x, y)
@@ -175,36 +174,31 @@ def ribbon(image, patches, z_0, z_L, y, logits, title="", pixel=None, sizes=None
 
 
 def attention_in_numbers(q, k, scores, shares, v, home, tokens, features):
-    """One attention step from left to right, every number written in; a frame around token 0.
+    """One attention step as a line of matrices with its signs, every number written in.
 
-    q, k, v, home: (T, d) with a row for each of tokens and a column for each of features; scores,
-    shares: (T, T), a row for each token that asks.
+    q, k, v, home: (T, d) with a row for each of tokens and a column for each of features; the keys
+    are drawn turned, (d, T). scores, shares: (T, T), a row for each token that asks. A frame goes
+    around token 0, a dashed one around what it uses whole.
     """
-    panels = (("queries", q, "queries", features), ("keys", k, "keys", features),
-              ("scores / √2", scores, "attention", tokens),
-              ("shares (softmax)", shares, "attention", tokens),
-              ("values", v, "values", features),
-              ("taken home", home, "values", features))  # fmt: skip
-    figure, axes = plt.subplots(1, 6, figsize=(12, 2.5), dpi=100, layout="constrained",
-                                width_ratios=[len(columns) for *_, columns in panels])  # fmt: skip
-    for ax, (title, values, color, columns) in zip(axes, panels, strict=True):
-        digits = 0 if title in ("queries", "keys", "values") else 2
-        numbers(ax, values, title, color, tokens, columns, digits)
+    panels = (("queries", q, "queries", tokens, features, "×"),
+              ("keys, turned", k.T, "keys", features, tokens, "/√2 ="),
+              ("scores / √2", scores, "attention", tokens, tokens, "softmax\n⟶"),
+              ("shares", shares, "attention", tokens, tokens, "×"),
+              ("values", v, "values", tokens, features, "="),
+              ("taken home", home, "values", tokens, features, ""))  # fmt: skip
+    figure, x, cell = plt.figure(figsize=(12, 2.6), dpi=100), 0.0, 0.42  # all in inches
+    for title, values, color, rows, columns, sign in panels:
+        x, (high, wide) = x + 0.56, np.shape(values)
+        ax = figure.add_axes((x / 12, (1.3 - high * cell / 2) / 2.6, wide * cell / 12,
+                              high * cell / 2.6))  # fmt: skip
+        whole = title in ("keys, turned", "values")
+        digits = 0 if whole or title == "queries" else 2
+        numbers(ax, values, f"{title}\n{tuple(values.shape)}", color, rows, columns, digits)
         ax.tick_params(axis="x", rotation=45)
-        if title not in ("keys", "values"):
-            ax.add_patch(Rectangle((-0.5, -0.5), len(columns), 1, fill=False, lw=1.8, zorder=5,
-                                   ec=COLORS["ink"], clip_on=False))  # fmt: skip
-    return figure
-
-
-def what_it_says(image, answer, before):
-    """An image (C, H, W) and the probabilities (K,) of its answer; outlines: those before."""
-    figure, (left, ax) = plt.subplots(1, 2, figsize=(5.4, 2.4), dpi=80, layout="constrained")
-    draw_image(left, image)
-    left.set_title("what it sees", size=10)
-    classes = range(len(answer))
-    ax.bar(classes, answer, color=COLORS["head"])
-    ax.bar(classes, before, fc="none", ec=COLORS["wrong"], lw=1.2)
-    ax.set(xticks=classes, ylim=(0, 1), xlabel="outlines: nothing covered")
-    ax.set_title(f"it says {answer.argmax()}, {answer.max():.0%}", size=10)
+        frame = (-0.5, -0.5), wide, high if whole else 1
+        ax.add_patch(Rectangle(*frame, fill=False, lw=1.8, ls="--" if whole else "-", zorder=5,
+                               ec=COLORS["ink"], clip_on=False))  # fmt: skip
+        x, space, size = x + wide * cell, *((0.3, 15) if len(sign) < 2 else (0.16 * min(len(sign), 5), 10))
+        figure.text((x + space / 2) / 12, 1.3 / 2.6, sign, size=size, ha="center", va="center")
+        x += space
     return figure
