@@ -186,7 +186,7 @@ def attention_in_numbers(q, k, scores, shares, v, home, tokens, features):
               ("shares", shares, "attention", tokens, tokens, "×"),
               ("values", v, "values", tokens, features, "="),
               ("taken home", home, "values", tokens, features, ""))  # fmt: skip
-    figure, x, cell = plt.figure(figsize=(12, 2.6), dpi=100), 0.0, 0.42  # all in inches
+    figure, x, cell = plt.figure(figsize=(12, 2.6), dpi=100), 0.0, 0.41  # all in inches
     for title, values, color, rows, columns, sign in panels:
         x, (high, wide) = x + 0.56, np.shape(values)
         ax = figure.add_axes((x / 12, (1.3 - high * cell / 2) / 2.6, wide * cell / 12,
@@ -198,7 +198,8 @@ def attention_in_numbers(q, k, scores, shares, v, home, tokens, features):
         frame = (-0.5, -0.5), wide, high if whole else 1
         ax.add_patch(Rectangle(*frame, fill=False, lw=1.8, ls="--" if whole else "-", zorder=5,
                                ec=COLORS["ink"], clip_on=False))  # fmt: skip
-        x, space, size = x + wide * cell, *((0.3, 15) if len(sign) < 2 else (0.16 * min(len(sign), 5), 10))
+        x, space = x + wide * cell, {"/√2 =": 0.5, "softmax\n⟶": 0.8}.get(sign, 0.3)
+        size = 15 if len(sign) < 2 else 10
         figure.text((x + space / 2) / 12, 1.3 / 2.6, sign, size=size, ha="center", va="center")
         x += space
     return figure
