@@ -7,36 +7,49 @@ from matplotlib.patches import Rectangle
 from helpers.plotting import COLORS, draw_image, pale
 
 
-def word_and_bill(photo, P, at=(0.5, 0.5), sides=(1, 2, 4, 8, 16, 32, 56, 224)):
-    """A square photo (C, S, S) cut with side P, one of its patches from near, and what P costs.
+def word_and_bill(photo, P, at=(0.5, 0.5), sides=(1, 2, 4, 8, 16, 32, 56, 224), near=16):
+    """A square photo (C, S, S) cut with side P, a part of it from near, and what P costs.
 
-    at: (row, column), from 0 to 1, of the point whose patch is shown; sides: the P of the curve.
+    at: (row, column), from 0 to 1, of the point whose patch is framed in blue; sides: the P of the
+    curve; near: pixels to a side of the part, or P if that is more. ValueError if P and near do
+    not fit.
     """
-    S = photo.shape[-1]
-    N = (S // P) ** 2
-    top, left = (int(part * S) // P * P for part in at)
-    figure, axes = plt.subplots(1, 3, figsize=(8.0, 2.9), dpi=80, layout="constrained",
+    S, part = photo.shape[-1], max(P, near)
+    if S % P or part % P:
+        raise ValueError(f"P = {P} divides {S} and {part} only with a rest: take another P")
+    N, inside = (S // P) ** 2, (part // P) ** 2
+    figure, axes = plt.subplots(1, 3, figsize=(8.6, 3.1), dpi=80, layout="constrained",
                                 width_ratios=(1, 1, 1.15))  # fmt: skip
+    top, left = (int(share * S) // part * part for share in at)
     draw_image(axes[0], photo, interpolation="nearest", extent=(0, S, S, 0))
-    if P >= 4:  # below, the lines would cover the picture
-        lines = {"color": COLORS["patches"], "lw": min(1, P / 14)}
-        axes[0].hlines(range(0, S + 1, P), 0, S, **lines)
-        axes[0].vlines(range(0, S + 1, P), 0, S, **lines)
-    for color, width in (("white", 4), (COLORS["ink"], 2)):
-        axes[0].add_patch(Rectangle((left, top), P, P, fc="none", ec=color, lw=width,
-                                    clip_on=False))  # fmt: skip
-    axes[0].set_title(f"P = {P}: N = {N:,} patch{'es' * (N > 1)}", size=10)
-    draw_image(axes[1], photo[:, top : top + P, left : left + P], interpolation="nearest")
-    axes[1].set_title(f"the framed one: {P} × {P} pixels", size=10)
+    frame(axes[0], left, top, part, COLORS["ink"])
+    draw_image(axes[1], photo[:, top : top + part, left : left + part], interpolation="nearest",
+               extent=(left, left + part, top + part, top))  # fmt: skip
+    for ax, start, end in ((axes[0], (0, 0), S), (axes[1], (top, left), part)):
+        if end // P <= 28:  # finer lines would cover the picture
+            lines = {"color": COLORS["patches"], "lw": 0.6 if end // P > 14 else 1}
+            ax.hlines(range(start[0], start[0] + end + 1, P), start[1], start[1] + end, **lines)
+            ax.vlines(range(start[1], start[1] + end + 1, P), start[0], start[0] + end, **lines)
+    frame(axes[1], *(int(share * S) // P * P for share in at[::-1]), P, COLORS["queries"])
+    axes[0].set_title(f"{S} × {S} pixels, P = {P}\nN = {N:,} patch{'es' * (N > 1)}", size=10)
+    many = f"{inside} patches, one" if inside > 1 else "one patch"
+    axes[1].set_title(f"in the frame: {part} × {part} pixels\n{many} in blue", size=10)
     x = np.array(sides)
     axes[2].loglog(x, (S // x) ** 4.0, color=COLORS["residual"])
     axes[2].loglog(P, N**2, "o", color=COLORS["queries"], ms=9)
     axes[2].set_xticks(x, labels=x, size=8)
     axes[2].minorticks_off()
-    axes[2].set(xlabel="P", ylim=(0.3, 2e10))
-    axes[2].set_title(f"N² = {N**2:,} pair{'s' * (N > 1)}", size=10)
+    axes[2].set(xlabel="side of a patch P", ylim=(0.3, 2e10))
+    axes[2].set_title(f"pairs of patches\nN² = {N**2:,}", size=10)
     axes[2].spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def frame(ax, left, top, side, color):
+    """A square outline that is seen on any picture."""
+    for ec, lw in (("white", 4), (color, 2)):
+        ax.add_patch(Rectangle((left, top), side, side, fc="none", ec=ec, lw=lw, zorder=3,
+                               clip_on=False))  # fmt: skip
 
 
 def numbered(ax, owner, numbers, title, **labels):
@@ -82,76 +95,109 @@ def strips(image, rows, P):
     return figure
 
 
-def odometer(shape, P, address):
-    """How patchify moves the number at address (b, c, row, column) of images (B, C, H, W).
+def follow(images, P, address):
+    """How patchify moves the number at address (b, c, row, column) of images (B, C, H, W), uint8.
 
-    Each box is an axis: its name, and the number's place along it.
+    On the left its image; on the right a box for each axis, with the number's place along it.
     """
-    _, _, H, W = shape
+    B, C, H, W = images.shape
     b, c, row, col = address
     (i, p), (j, q) = divmod(row, P), divmod(col, P)
-    wheels = [
-        [("B", b, 0), ("C", c, 1), ("H", row, 2.5), ("W", col, 4.5)],
-        [("B", b, 0), ("C", c, 1), ("H/P", i, 2), ("P", p, 3), ("W/P", j, 4), ("P", q, 5)],
-        [("B", b, 0), ("H/P", i, 1), ("W/P", j, 2), ("C", c, 3), ("P", p, 4), ("P", q, 5)],
-        [("B", b, 0), ("N", i * (W // P) + j, 1.5), ("P²C", (c * P + p) * P + q, 4)],
-    ]
+    n, place = i * (W // P) + j, (c * P + p) * P + q
+    image, channel = ("B", f"{b} of {B}"), ("C", f"{c} of {C}")
+    down, right = ("H/P", f"i = {i} of {H // P}"), ("W/P", f"j = {j} of {W // P}")
+    below, beside = ("P", f"p = {p} of {P}"), ("P", f"q = {q} of {P}")
+    levels = [  # boxes: name, place, axis, where drawn
+        [(*image, 0, 0), (*channel, 1, 1), ("H", f"{row} of {H}", 2, 2.5),
+         ("W", f"{col} of {W}", 3, 4.5)],
+        [(*image, 0, 0), (*channel, 1, 1), (*down, 2, 2), (*below, 3, 3), (*right, 4, 4),
+         (*beside, 5, 5)],
+        [(*image, 0, 0), (*down, 2, 1), (*right, 4, 2), (*channel, 1, 3), (*below, 3, 4),
+         (*beside, 5, 5)],
+        [(*image, 0, 0), ("N", f"{n} of {H * W // P**2}", 1, 1.5),
+         ("P²C", f"{place} of {P * P * C}", 2, 4)],
+    ]  # fmt: skip
     links = [[(0, 0), (1, 1), (2, 2), (2, 3), (3, 4), (3, 5)],
              [(0, 0), (1, 3), (2, 1), (3, 4), (4, 2), (5, 5)],
              [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]]  # fmt: skip
-    inside = {(1, 3): "p", (1, 5): "q", (2, 4): "p", (2, 5): "q"}
-    figure, ax = plt.subplots(figsize=(8.4, 4.2), dpi=100, layout="constrained")
-    names = "the image", "1. split", "2. permute", "3. merge"
-    for level, (step, row_of_wheels) in enumerate(zip(names, wheels, strict=True)):
-        ax.text(-0.7, -level, step, ha="right", va="center", size=10)
-        for k, (name, place, x) in enumerate(row_of_wheels):
+    figure, (photo, ax) = plt.subplots(1, 2, figsize=(11, 4.8), dpi=100, layout="constrained",
+                                       width_ratios=(1, 3))  # fmt: skip
+    draw_image(photo, images[b], interpolation="nearest", extent=(0, W, H, 0))
+    lines = {"color": COLORS["patches"], "lw": 0.8}
+    photo.hlines(range(0, H + 1, P), 0, W, **lines)
+    photo.vlines(range(0, W + 1, P), 0, H, **lines)
+    frame(photo, j * P, i * P, P, COLORS["ink"])
+    photo.plot(col + 0.5, row + 0.5, "s", ms=6, color=COLORS["wrong"], mec="white")
+    photo.set(xticks=[col + 0.5], yticks=[row + 0.5], xticklabels=[col], yticklabels=[row])
+    photo.tick_params(length=0, labelsize=10)
+    photo.set_title(f"image {b}, {H} × {W}: the pixel (red)\nand patch {n}, in its frame", size=10)
+    for level, step in enumerate(("the batch", "1. split", "2. permute", "3. merge")):
+        ax.text(-0.6, -level, step, ha="right", va="center", size=10)
+        for name, place_on_it, axis, x in levels[level]:
             grid = name in ("H/P", "W/P", "N")
             fill = pale(COLORS["patches"], 0.4) if grid else "white" if name in "BHW" else "#DDDDDD"
             box = {"boxstyle": "round,pad=0.35", "fc": fill, "ec": "#555555"}
-            label = f"{name} ({inside[level, k]})" if (level, k) in inside else name
-            ax.text(x, -level, f"{label}\n{place}", ha="center", va="center", size=11,
-                    linespacing=1.4, bbox=box, zorder=3)  # fmt: skip
+            ax.text(x, -level, f"axis {axis}: {name}\n{place_on_it}", ha="center", va="center",
+                    size=9, linespacing=1.4, bbox=box, zorder=3)  # fmt: skip
     for level, pairs in enumerate(links):
-        for above, below in pairs:
-            ends = wheels[level][above][2], wheels[level + 1][below][2]
+        for start, end in pairs:
+            ends = levels[level][start][3], levels[level + 1][end][3]
             ax.plot(ends, (-level, -level - 1), color="#555555", lw=1.2, zorder=1)
-    ax.set(xlim=(-1.9, 5.5), ylim=(-3.4, 0.4))
-    ax.set_title("each box: an axis, and where the number stands on it", size=10)
+    sums = {1.5: f"{i} · {W // P} + {j} = {n}", 4: f"({c} · {P} + {p}) · {P} + {q} = {place}"}
+    for x, text in sums.items():
+        ax.text(x, -3.52, text, ha="center", va="center", size=10)
+    ax.set(xlim=(-1.3, 5.5), ylim=(-3.7, 0.35))
+    ax.set_title("each box: an axis, and the place of the pixel on it, counted from 0", size=10)
     ax.axis("off")
     return figure
 
 
-def row_of_a_patch(patches, P, n):
-    """Patch n of (N, P²) from near, its pixels numbered, and its row of the matrix."""
-    figure, (near, matrix) = plt.subplots(1, 2, figsize=(8.2, 3.6), dpi=80, layout="constrained",
-                                          width_ratios=(1, 1.5))  # fmt: skip
-    ink = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
-    patch = np.asarray(patches[n]).reshape(P, P)
-    near.imshow(patch, **ink)
-    for k, value in enumerate(patch.flat):
-        color = "white" if value > 127 else COLORS["ink"]
-        near.text(k % P, k // P, k, ha="center", va="center", size=9, color=color)
-    near.set(xticks=[], yticks=[], title=f"patch {n}: places 0 to {P * P - 1}")
-    matrix.imshow(patches, aspect="auto", interpolation="nearest", **ink)
-    matrix.add_patch(Rectangle((-0.5, n - 0.5), P * P, 1, fc="none", ec=COLORS["patches"], lw=3,
-                               clip_on=False))  # fmt: skip
-    matrix.set_yticks(range(len(patches)), labels=range(len(patches)), size=8)
-    matrix.set(xticks=range(0, P * P, P), xlabel="place in the vector", ylabel="patch")
-    matrix.set_title(f"all {len(patches)} patches, a row each; framed: row {n}")
-    for ax in (near, matrix):
-        ax.title.set_size(10)
+def patch_and_row(image, patches, P, n):
+    """An image (1, H, W), uint8, with its numbers and patch n framed; all patches, row n framed."""
+    _, H, W = image.shape
+    top, left = n // (W // P) * P, n % (W // P) * P
+    figure, (whole, matrix) = plt.subplots(1, 2, figsize=(7, 4.2), dpi=80, layout="constrained",
+                                           width_ratios=(3, 2))  # fmt: skip
+    for ax, values in ((whole, image[0]), (matrix, patches)):
+        values = np.asarray(values)
+        ax.imshow(values, cmap="gray", vmin=0, vmax=255, aspect="equal" if ax is whole else "auto")
+        for (y, x), value in np.ndenumerate(values):
+            color = "white" if value < 128 else COLORS["ink"]
+            if ax is whole or y == n:
+                ax.text(x, y, value, ha="center", va="center", size=9, color=color)
+        ax.tick_params(length=0, labelsize=8)
+    lines = {"color": COLORS["patches"], "lw": 1.5}
+    whole.hlines(np.arange(0, H + 1, P) - 0.5, -0.5, W - 0.5, **lines)
+    whole.vlines(np.arange(0, W + 1, P) - 0.5, -0.5, H - 0.5, **lines)
+    matrix.hlines(np.arange(len(patches) + 1) - 0.5, -0.5, P * P - 0.5, **lines)
+    for ax, corner, width, height in (
+        (whole, (left - 0.5, top - 0.5), P, P),
+        (matrix, (-0.5, n - 0.5), P * P, 1),
+    ):
+        for ec, lw in (("white", 5), (COLORS["queries"], 3)):
+            ax.add_patch(Rectangle(corner, width, height, fc="none", ec=ec, lw=lw, zorder=4,
+                                   clip_on=False))  # fmt: skip
+    whole.set(xticks=range(W), yticks=range(H))
+    whole.set_title(f"{H} × {W} pixels, 0 black, 255 white: patch {n}", size=10)
+    matrix.set(xticks=range(P * P), yticks=range(len(patches)), xlabel="place in the patch")
+    matrix.set_ylabel("patch")
+    matrix.set_title(f"{len(patches)} patches, a row each: row {n}", size=10)
     return figure
 
 
-def side_by_side(pictures, lines=None, title="", ink=False):
-    """Pictures {name: uint8 (C, H, W)} in one row.
+def side_by_side(pictures, lines=None, title="", cols=None):
+    """Pictures {name: uint8 (C, H, W)}, cols in a row (all, if not given).
 
-    lines: the side of the squares of a pink grid, if there is one; ink: large values are dark.
+    lines: the side of the squares of a pink grid, if there is one.
     """
-    figure, axes = plt.subplots(1, len(pictures), figsize=(3 * len(pictures), 3.3), dpi=80,
+    cols = cols or len(pictures)
+    _, H, W = next(iter(pictures.values())).shape
+    size = 3 * cols, (3 * H / W + 0.3) * -(-len(pictures) // cols)
+    figure, axes = plt.subplots(-(-len(pictures) // cols), cols, figsize=size, dpi=80,
                                 layout="constrained", squeeze=False)  # fmt: skip
-    for ax, (name, picture) in zip(axes[0], pictures.items(), strict=True):
-        picture = 255 - picture if ink else picture
+    for ax in axes.flat[len(pictures) :]:
+        ax.axis("off")
+    for ax, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
         draw_image(ax, picture)
         for step in range(0, picture.shape[-1] + 1, lines) if lines else ():
             ax.axhline(step - 0.5, color=COLORS["patches"], lw=1)
