@@ -1,81 +1,145 @@
-"""Charts of 07: an MLP read as keys and values, ramps that add up, a unit of a trained model."""
+"""Charts of 07: GELU and its gate, an MLP as keys and values, what a trained one keeps.
+
+Numbers with a sign are blue below 0, white at 0, red above.
+"""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
-from matplotlib.ticker import PercentFormatter
 
-from helpers.plotting import COLORS, draw_image, numbers, pale
+from helpers.plotting import COLORS, SIGNED, draw_image
 
 
-def key_value_chart(token, W1, b1, W2, b2):
-    """MLP of one token (D,), unit by unit: key, score, weight, value, weighted value, their sum.
+def gate_chart(x, curves):
+    """curves {title: {name: y (n,)}}: a panel for each, its first line solid, the others dashed."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(8, 2.6), dpi=100, layout="constrained")
+    for ax, (title, lines) in zip(axes, curves.items(), strict=True):
+        for number, (name, y) in enumerate(lines.items()):
+            style = {"ls": "--", "color": COLORS["residual"]} if number else {"lw": 2}
+            ax.plot(
+                x, y, label=name, zorder=2 - number / 10, **{"color": COLORS["queries"]} | style
+            )
+        ax.axhline(0, color=COLORS["ink"], lw=0.6)
+        ax.set(title=title, xlabel="score")
+        ax.legend(frameon=False)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
 
-    W1 (D, M), b1 (M,), W2 (M, D), b2 (D,), as in equation 3. Every unit is a row.
+
+def signed(ax, values, limit, title, rows=None, cols=None, digits=2):
+    """A matrix (n, m) on ax with its numbers written in; full colour at -limit and limit."""
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    shown = ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
+    for (i, j), value in np.ndenumerate(values):
+        color = "white" if abs(value) > 0.7 * limit else COLORS["ink"]
+        ax.text(
+            j,
+            i,
+            f"{round(value, digits) + 0.0:.{digits}f}",
+            ha="center",
+            va="center",
+            size=9,
+            color=color,
+        )
+    ax.set_xticks(range(values.shape[1]) if cols is not None else [], labels=cols)
+    ax.set_yticks(range(len(values)) if rows else [], labels=rows)
+    ax.tick_params(length=0, labelsize=9)
+    ax.set_title(title, size=10)
+    ax.spines[:].set_color(COLORS["encoder"])
+    return shown
+
+
+def key_value_chart(tokens, W1, b1, W2, b2):
+    """The MLP of tokens {name: (D,)}, each a row of matrices as in equation 3.
+
+    Token, W1 (D, M) with a key a column, scores + b1 (M,), strengths, W2 (M, D) with a value a row,
+    and what comes out, b2 (D,) added.
     """
-    scores = token @ W1 + b1  # (M,)
-    weights = torch.nn.functional.gelu(scores)
-    added = weights[:, None] * W2  # (M, D)
     D, M = W1.shape
-    panels = {  # place: (title, numbers, colour)
-        "x": ("the token", token[None], "attention"),
-        "k": ("keys (columns of $W_1$)", W1.T, "keys"),
-        "s": ("scores", scores[:, None], "attention"),
-        "w": ("GELU:\nweights", weights[:, None], "attention"),
-        "v": ("values (rows of $W_2$)", W2, "values"),
-        "p": ("weight times value", added, "values"),
-        "o": ("added up: MLP(x)", (added.sum(0) + b2)[None], "attention"),
-    }
-    sizes = {"width_ratios": [D, 1.5, 1.5, D, D], "height_ratios": [1, M, 1]}
-    figure, axes = plt.subplot_mosaic("x....;kswvp;....o", figsize=(9.5, 3.6), dpi=100,
-                                      layout="constrained", **sizes)  # fmt: skip
-    for place, (title, values, color) in panels.items():
-        units = [f"unit {m}" for m in range(M)] if place == "k" else None
-        numbers(axes[place], values, title, color, units)
+    widths = [D, M, M, M, D, D]
+    size = (1.1 + 0.62 * sum(widths), 0.5 + 0.95 * max(D, M) * len(tokens) * 0.62)
+    figure, axes = plt.subplots(len(tokens), 6, figsize=size, dpi=100, squeeze=False,
+                                layout="constrained", width_ratios=widths)  # fmt: skip
+    limit = 1.6 * max(1.0, *(float(part.abs().max()) for part in (W1, W2)))  # not too dark
+    units, places = [f"unit {m}" for m in range(M)], None
+    for row, (name, token) in zip(axes, tokens.items(), strict=True):
+        scores = token @ W1 + b1  # (M,)
+        strengths = torch.nn.functional.gelu(scores)  # (M,)
+        panels = [
+            ("token", token, [name], places), ("$W_1$: keys, columns", W1, None, units),
+            ("scores", scores, None, units), ("GELU:\nstrengths", strengths, None, units),
+            ("$W_2$: values, rows", W2, units, places),
+            ("out", strengths @ W2 + b2, None, places),
+        ]  # fmt: skip
+        for ax, sign, (title, values, rows, cols) in zip(row, " ·=→·=", panels, strict=True):
+            signed(ax, values, limit, title, rows, cols)
+            far = -0.62 if title.startswith("$W_2") else -0.16
+            ax.text(far, 0.5, sign, size=14, ha="center", va="center", transform=ax.transAxes)
     return figure
 
 
-def ramps_chart(x, wave, parts, hinges, title, top):
-    """parts (n, 1 + units): what stands below all (b2), then each unit's ramp, the newest last.
+def ramps_chart(x, wave, below, parts, hinges, title):
+    """Left the ramps parts (n, units), right below (n,), which is b2, and the ramps added up.
 
-    Left the ramps, the newest thick; right their sum so far and the wave (n,). top: the largest
-    ramp, so that every figure has one scale.
+    The wave (n,) is what the sum should be; a dotted line marks each hinge.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), dpi=80, layout="constrained")
-    left.plot(x, parts[:, 1:], color=COLORS["residual"], lw=1)
-    left.plot(x, parts[:, -1], color=COLORS["keys"], lw=2.5)
-    right.axvline(hinges[parts.shape[1] - 2], color=COLORS["keys"], ls=":")
-    right.plot(x, wave, color=COLORS["residual"], lw=5, alpha=0.5)
-    right.plot(x, parts.sum(1), color=COLORS["queries"], lw=2)
-    left.set(title=title, xlim=(-3, 3), ylim=(-1.1 * top, 1.1 * top), xlabel="x")
-    right.set(title="their sum so far, and the wave", xlim=(-3, 3), ylim=(-2.5, 2.5), xlabel="x")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), dpi=100, layout="constrained")
+    left.plot(x, parts, color=COLORS["keys"], lw=1.4)
+    left.axhline(float(below[0]), color=COLORS["ink"], ls="--", lw=1.2, label="$b_2$")
+    right.plot(x, wave, color=COLORS["residual"], lw=5, alpha=0.5, label="wave")
+    right.plot(x, below + parts.sum(1), color=COLORS["queries"], lw=2, label="sum")
+    for ax in (left, right):
+        for hinge in hinges:
+            ax.axvline(float(hinge), color=COLORS["residual"], ls=":", lw=1)
+        ax.set(xlabel="x", xlim=(float(x[0]), float(x[-1])))
+        ax.legend(frameon=False, loc="upper left", ncols=2)
+        ax.spines[["top", "right"]].set_visible(False)
+    left.set_title(title, size=10)
+    right.set(ylim=(-1.6, 2.2))
+    right.set_title("added up", size=10)
     return figure
 
 
-def unit_card(images, answers, says, limit, before, after, unit, digit):
-    """A unit of a trained model: images that fit its key, what its value says, and who misses it.
+def unit_card(unit, images, answers, says, limit, digit):
+    """One unit of a trained model: six images (C, H, W) that fit its key best, and what it says.
 
-    images: six, uint8 (C, H, W), with their answers; says (10,): the value, read by the head, full
-    colour at limit; before, after (10,): shares read of each digit, with and without the units that
-    say digit.
+    answers: the digits on the images; says (10,): how far its value raises each digit's logit, on
+    an axis from -limit to limit.
     """
-    figure = plt.figure(figsize=(8.4, 3.7), dpi=80, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.1])
-    axes = above.subplots(1, 7, width_ratios=[1] * 6 + [4.8])
-    for ax, image, answer in zip(axes, images, answers, strict=False):
+    figure = plt.figure(figsize=(8.6, 2.6), dpi=80, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.25])
+    right_of = sum(int(answer) == digit for answer in answers)
+    left.suptitle(
+        f"digit {digit}, unit {unit}: {right_of} of 6 that fit its key are {digit}s", size=10
+    )
+    for ax, image, answer in zip(left.subplots(2, 3).flat, images, answers, strict=True):
         draw_image(ax, image)
-        ax.set_xlabel(int(answer))
-    axes[2].set_title(f"fit the key of unit {unit} best", size=10)
-    shown = axes[6].imshow(says[None], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    axes[6].set(xticks=range(10), yticks=[])
-    axes[6].set_title("its value speaks for (red), against (blue)", size=10)
-    above.colorbar(shown, ax=axes[6], ticks=[-0.5, 0, 0.5])
-    ax = below.subplots()
-    colors = [COLORS["wrong"] if d == digit else pale(COLORS["mlp"], 0.5) for d in range(10)]
-    ax.bar(range(10), after, color=colors, width=0.7)
-    ax.bar(range(10), before, color="none", edgecolor=COLORS["ink"], width=0.7, lw=1)
-    ax.set(xticks=range(10), ylim=(0, 1.02), xlabel="digit in the image")
-    ax.set_title(f"share read: with all units (outline), those that say {digit} silenced (filled)",
-                 size=10)  # fmt: skip
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.set_xlabel(int(answer), size=9, labelpad=1,
+                      fontweight="bold" if int(answer) == digit else "normal")  # fmt: skip
+    ax = right.subplots()
+    says = np.asarray(says, dtype=float)
+    ax.bar(range(10), says, color=plt.get_cmap(SIGNED)(np.where(says > 0, 0.87, 0.13)), width=0.7)
+    ax.axhline(0, color=COLORS["ink"], lw=0.8)
+    ax.set(
+        xticks=range(10),
+        ylim=(-1.05 * limit, 1.05 * limit),
+        xlabel="digit",
+        ylabel="logit moved by",
+    )
+    ax.set_title("its value speaks for (red) and against (blue)", size=10)
     ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def silenced_chart(change, counts, title):
+    """change (10, 10): how much more often (red) or less digit j is read, the units of i silent.
+
+    As shares, drawn in points of a hundred; counts (10,): how many units were silenced.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 4.6), dpi=100, layout="constrained")
+    limit = float(change.abs().max())
+    rows = [f"{digit}  ({count:.0f} units)" for digit, count in enumerate(counts)]
+    shown = signed(ax, 100 * change, 100 * limit, title, rows, range(10), digits=0)
+    ax.set(xlabel="digit in the image", ylabel="units silenced that say", aspect="auto")
+    figure.colorbar(shown, ax=ax).set_label("change of the share read, in points", size=9)
     return figure

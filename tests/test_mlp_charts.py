@@ -5,36 +5,60 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pictures.mlp_charts import key_value_chart, ramps_chart, unit_card
+from pictures.mlp_charts import (
+    gate_chart,
+    key_value_chart,
+    ramps_chart,
+    silenced_chart,
+    unit_card,
+)
+
+
+def test_a_panel_for_each_title_of_the_gate():
+    x = torch.linspace(-1, 1, 5)
+    figure = gate_chart(x, {"gate": {"a": x, "b": -x}, "strength": {"c": x**2}})
+    assert [ax.get_title() for ax in figure.axes] == ["gate", "strength"]
+    assert figure.axes[0].get_lines()[1].get_ydata() == pytest.approx(-x.numpy())
+    plt.close(figure)
 
 
 def test_keys_and_values_add_up_to_the_mlp():
     token, W1, b1 = torch.randn(3), torch.randn(3, 4), torch.randn(4)
     W2, b2 = torch.randn(4, 3), torch.randn(3)
-    figure = key_value_chart(token, W1, b1, W2, b2)
+    figure = key_value_chart({"one": token}, W1, b1, W2, b2)
     shown = {ax.get_title(): torch.tensor(ax.images[0].get_array().data) for ax in figure.axes}
     out = F.gelu(token @ W1 + b1) @ W2 + b2
-    torch.testing.assert_close(shown["added up: MLP(x)"][0].float(), out)
-    assert shown["keys (columns of $W_1$)"].shape == shown["weight times value"].shape == (4, 3)
+    torch.testing.assert_close(shown["out"][0].float(), out)
+    torch.testing.assert_close(shown["$W_1$: keys, columns"].float(), W1)
+    torch.testing.assert_close(shown["$W_2$: values, rows"].float(), W2)
     plt.close(figure)
 
 
-def test_the_newest_ramp_is_thick_and_the_sum_is_the_sum():
-    x, parts = torch.linspace(-3, 3, 5), torch.randn(5, 4)  # b2 and three units
-    figure = ramps_chart(x, torch.sin(x), parts, [-2.0, 0.0, 1.0, 2.0], "three", top=2.0)
+def test_ramps_and_what_is_below_them_add_up():
+    x, below, parts = torch.linspace(-3, 3, 5), torch.full((5,), 0.5), torch.randn(5, 3)
+    figure = ramps_chart(x, torch.sin(x), below, parts, [-2.0, 0.0, 1.0], "three")
     left, right = figure.axes
-    assert left.get_lines()[-1].get_ydata() == pytest.approx(parts[:, 3].numpy())
-    assert right.get_lines()[0].get_xdata()[0] == 1.0  # the hinge of the third
-    assert right.get_lines()[2].get_ydata() == pytest.approx(parts.sum(1).numpy())
+    assert len(left.get_lines()) == 3 + 1 + 3  # ramps, b2, hinges
+    assert right.get_lines()[1].get_ydata() == pytest.approx((below + parts.sum(1)).numpy())
     plt.close(figure)
 
 
-def test_the_silenced_digit_stands_out():
-    images = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
-    before, after = [0.9] * 10, [0.8] * 10
-    figure = unit_card(images, [3] * 6, torch.randn(10), 1.0, before, after, unit=5, digit=3)
+def test_a_value_speaks_up_and_down():
+    images, says = torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.randn(10)
+    figure = unit_card(5, images, [3, 3, 3, 3, 9, 1], says, 3.0, digit=3)
     bars = figure.axes[-1].patches
-    assert [bar.get_height() for bar in bars] == pytest.approx([0.8] * 10 + [0.9] * 10)
-    colors = {bar.get_facecolor() for bar in bars[:10]}
-    assert len(colors) == 2 and bars[3].get_facecolor() != bars[2].get_facecolor()
+    assert [bar.get_height() for bar in bars] == pytest.approx(says.tolist())
+    for bar, says_it in zip(bars, says, strict=True):
+        red, _, blue, _ = bar.get_facecolor()
+        assert (red > blue) == (says_it > 0)
+    assert "4 of 6" in figure.subfigs[0].get_suptitle()
+    plt.close(figure)
+
+
+def test_silenced_units_of_a_digit_are_a_row():
+    change = torch.linspace(-0.3, 0.1, 100).view(10, 10)
+    figure = silenced_chart(change, [12.0] * 10, "who suffers")
+    shown = torch.tensor(figure.axes[0].images[0].get_array().data)
+    torch.testing.assert_close(shown.float(), 100 * change)
+    assert figure.axes[0].images[0].get_clim() == pytest.approx((-30, 30))
     plt.close(figure)
