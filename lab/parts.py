@@ -36,7 +36,7 @@ class NoResidualBlock(EncoderBlock):
         return self.mlp(self.norm2(x))
 
 
-class ReadPatch1(VisionTransformer):
+class ReadFirstPatch(VisionTransformer):
     """Neither class token nor mean: the head reads the first patch's token."""
 
     def forward(self, x):
@@ -93,7 +93,7 @@ def without(model, part, layer=None):
             model.pos_embed = nn.Parameter(table[:, 1:].clone(), requires_grad=learns)
             model.cls_token = None
             model.num_prefix_tokens -= 1
-        model.__class__ = ReadPatch1  # the same parts, another forward
+        model.__class__ = ReadFirstPatch  # the same parts, another forward
     elif part == "residuals":
         for block in blocks:
             block.__class__ = NoResidualBlock

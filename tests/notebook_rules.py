@@ -26,7 +26,7 @@ TO_CUT = set(SERIES[10:])
 LONG_PAGE, LONG_TRIP = (30, 1800), (24, 1500)  # code cells, words
 PROMISED = {  # classes that a page builds and the rest of the repository uses
     "02_patch_embedding": ["PatchEmbedding"],
-    "03_class_token": ["ReadPatch1"],
+    "03_class_token": ["ReadFirstPatch"],
     "06_multi_head_self_attention": ["MultiHeadSelfAttention"],
     "07_mlp": ["MLP"],
     "08_encoder": ["EncoderBlock", "NoResidualBlock"],

@@ -13,7 +13,7 @@ import torch
 
 from helpers.data import Split
 from lab import task_trials, trials
-from lab.parts import PARTS, ReadPatch1
+from lab.parts import PARTS, ReadFirstPatch
 from lab.task_trials import POINTS, SETTINGS, build_for, task_trial
 from lab.tasks import make_task
 from lab.trials import build, images_of, records, size_of, sizes_of, trial
@@ -199,7 +199,7 @@ def test_every_point_of_the_tasks_is_a_model_of_its_own():
     assert len(seen) == 8 * 9 - 5 + 3
     assert not torch.allclose(seen["which_token"], seen["which_class_token"])
     model = build_for("two_addresses", make_task("two_addresses", 8, 8))
-    assert len(model.blocks) == 1 and isinstance(model, ReadPatch1)  # what the setting lacks
+    assert len(model.blocks) == 1 and isinstance(model, ReadFirstPatch)  # what the setting lacks
 
 
 @pytest.fixture
