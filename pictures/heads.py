@@ -41,7 +41,7 @@ def heads_in_numbers(q, k, v, heads):
         numbers(row[0], q_i, f"head {i}: queries", "queries", names, digits=0)
         numbers(row[1], k_i, "keys", "keys", digits=0)
         numbers(row[2], scores, "query · key", cols=keys, digits=0)
-        numbers(row[3], weights, "weights", cols=keys)
+        numbers(row[3], weights, rf"softmax(· / $\sqrt{{{q_i.shape[1]}}}$)", cols=keys)
         numbers(row[4], v_i, "values", "values", digits=0)
         numbers(row[5], weights @ v_i, "answer", "values")
     return figure
@@ -70,7 +70,7 @@ def split_attend_join_project(B, N, D, h, lit=3):
             left, right = i * step, (i + 1) * step
             if i != lit - 1:
                 for x, end in ((left, 0), (right, 100)):
-                    ax.plot([x, end], [narrow, wide], color="#DDD", lw=0.8, zorder=0.5)
+                    ax.plot([x, end], [narrow, wide], color="#BBB", lw=0.8, zorder=0.5)
                 continue
             ends = [(left, narrow), (right, narrow), (100, wide), (0, wide)]
             ax.add_patch(Polygon(ends, fc=pale(COLORS["class token"], 0.7), ec="none", zorder=0))
@@ -154,6 +154,7 @@ def one_mixture(share, red, blue, classes, accuracy):
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3), dpi=80, layout="constrained")
     answers = share * red + (1 - share) * blue
     rows = zip(red, blue, answers, classes, CLASSES, strict=True)
+    tallest = max(np.histogram(row, bins=60, range=(0, 1))[0].max() for row in answers)
     for i, (x, y, values, name, color) in enumerate(rows):
         corner = (float(x.min()), float(y.min()))
         size = float(x.max() - x.min()), float(y.max() - y.min())
@@ -162,7 +163,7 @@ def one_mixture(share, red, blue, classes, accuracy):
         middle = corner[0] + size[0] / 2, corner[1] + size[1] / 2
         left.text(*middle, name, ha="center", va="center", size=12)
         counts, edges = np.histogram(values, bins=60, range=(0, 1))
-        height = 0.85 * counts / counts.max()
+        height = 0.85 * counts / tallest
         right.stairs(3 - i + height, edges, baseline=3 - i, fill=True, **fill)
         right.axhline(3 - i, color=COLORS["ink"], lw=0.8)
     x = np.array([0, 1])
