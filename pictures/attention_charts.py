@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from helpers.plotting import COLORS, numbers, pale
+from helpers.plotting import COLORS, SIGNED, numbers, pale
 
 WIDE = 2.4  # how far the plane of the arrows reaches
 
@@ -12,48 +12,61 @@ WIDE = 2.4  # how far the plane of the arrows reaches
 def query_and_keys(query, keys, names, shares, title):
     """A query (2,) among keys (n, 2) as arrows, and beside them one bar for each key -> Figure.
 
-    Each key's shadow falls on the line of the query, where its dot product can be read as a length.
-    shares (n,): the bars, from 0 to 1; its score stands beside each name.
+    Each key drops along a dotted line onto the line of the query: from the origin to where it lands
+    lies its shadow, a broad bar, and shadow times the query's length is its score.
+    shares (n,): the bars, from 0 to 1; shadow and score stand beside each name.
     """
     query, keys, shares = (np.asarray(a, dtype=float) for a in (query, keys, shares))
-    figure, (plane, bars) = plt.subplots(1, 2, figsize=(6.2, 2.7), dpi=80, layout="constrained",
-                                         width_ratios=(1.1, 1))  # fmt: skip
+    figure, (plane, bars) = plt.subplots(1, 2, figsize=(7.2, 3.2), dpi=85, layout="constrained",
+                                         width_ratios=(1.5, 1))  # fmt: skip
     plane.axhline(0, color=COLORS["encoder"], lw=1, zorder=0)
     plane.axvline(0, color=COLORS["encoder"], lw=1, zorder=0)
     length = np.hypot(*query)
+    along = query / (length or 1)
     if length:
-        along = query / length
-        plane.axline((0, 0), along, ls=":", lw=1, color=COLORS["queries"])
+        plane.axline((0, 0), along, lw=1, color=pale(COLORS["queries"], 0.6), zorder=0.5)
         for key in keys:
-            plane.plot(*np.stack([key, key @ along * along]).T, ":", lw=1.2, color=COLORS["keys"])
+            foot = key @ along * along
+            plane.plot(*np.stack([key, foot]).T, ":", lw=1.2, color=COLORS["keys"])
+            plane.plot(*np.stack([0 * foot, foot]).T, lw=9, color=COLORS["keys"], alpha=0.3,
+                       solid_capstyle="butt", zorder=1)  # fmt: skip
     reach = max(1, *np.abs(query) / (0.97 * WIDE, 0.97 * 0.75 * WIDE))  # 1 if within the frame
     if length:
-        draw_arrow(plane, query / reach, COLORS["queries"], 3)
+        draw_arrow(plane, query / reach, COLORS["queries"], 2)
     for name, key in zip(names, keys, strict=True):
         draw_arrow(plane, key, COLORS["keys"], 1.6)
         beyond = key * (1 + 0.35 / np.hypot(*key))
-        plane.text(*beyond, name, size=8, ha="center", va="center", color=COLORS["keys"],
+        plane.text(*beyond, name, size=9, ha="center", va="center", color=COLORS["keys"],
                    bbox={"fc": "white", "ec": "none", "pad": 0.5})  # fmt: skip
     plane.set(xlim=(-WIDE, WIDE), ylim=(-0.75 * WIDE, 0.75 * WIDE), aspect="equal")
     plane.set(xticks=[], yticks=[])
     plane.set_xlabel("plant  ←   →  animal", size=9)
     plane.set_ylabel("sea  ←   →  air", size=9)
-    longer = "" if reach < 1.01 else f", {reach:.1f} times as long"
-    plane.set_title(f"query (blue{longer}), keys, shadows", size=9)
+    cut = "" if reach < 1.01 else ", cut at the frame"
+    said = f"query (blue, {length:.2f} long{cut})\nkeys (arrows) and shadows (bars)"
+    plane.set_title(said, size=9)
     plane.spines[:].set_visible(False)
 
-    bars.barh(range(len(names)), shares, color=pale(COLORS["attention"], 0.2), height=0.6)
+    bars.barh(range(len(names)), shares, color=pale(COLORS["residual"], 0.3), height=0.6)
     for y, share in enumerate(shares):
         bars.text(share, y, f" {share:.2f}", va="center", size=9)
-    scores = [f"{score:+.1f}" if abs(score) > 0.05 else "0.0" for score in keys @ query]
-    named = [f"{name} {score}" for name, score in zip(names, scores, strict=True)]
+    shadows = keys @ along + 0.0
+    named = [
+        f"{name}\n{tidy(shadow, 2)} · {length:.2f} = {tidy(shadow * length, 1)}"
+        for name, shadow in zip(names, shadows, strict=True)
+    ]
     bars.set(xlim=(0, 1.18), ylim=(len(names) - 0.5, -0.5), xticks=[])
     bars.set_yticks(range(len(names)), labels=named, size=9)
     bars.tick_params(length=0)
     bars.axvline(0, color=COLORS["residual"], lw=1)
     bars.spines[:].set_visible(False)
-    bars.set_title(title, size=10)
+    bars.set_title(title, size=9)
     return figure
+
+
+def tidy(number, digits):
+    """Rounded, and no -0."""
+    return f"{round(float(number), digits) + 0.0:.{digits}f}"
 
 
 def draw_arrow(ax, to, color, lw):
@@ -62,28 +75,37 @@ def draw_arrow(ax, to, color, lw):
                                             "color": color, "lw": lw})  # fmt: skip
 
 
-def attention_steps(steps, row, column=None):
-    """The matrices of one attention step from left to right -> Figure.
+def attention_steps(steps, row, column=None, first=4):
+    """The matrices of one attention step, `first` of them above and the others below -> Figure.
 
-    steps: {title: (matrix, color, row labels or None, column labels, digits)}; row: the row that a
-    frame follows, through all matrices that have one for each token that asks (those whose title
-    names neither the keys nor v alone). column: the one token that is asked, whose key, and whose
-    entries in that row, get a dashed frame.
+    steps: {title: (matrix, row labels or None, column labels, digits)}, on one scale of SIGNED,
+    each matrix from its own largest number; row: the row that a frame follows, through all matrices
+    that have one for each token that asks (those whose title names neither keys nor values).
+    column: the one token that is asked, whose key, and whose entries in that row where a row holds
+    one for each token, get a dashed frame.
     """
-    widths = [matrix.shape[1] for matrix, *_ in steps.values()]
-    figure, axes = plt.subplots(1, len(steps), figsize=(12, 2.5), dpi=100, layout="constrained",
-                                width_ratios=widths)  # fmt: skip
-    for ax, (title, (matrix, color, rows, cols, digits)) in zip(axes, steps.items(), strict=True):
-        numbers(ax, matrix, title, color, rows, cols, digits)
-        ax.tick_params(axis="x", rotation=60)
-        if "keys" not in title and "values" not in title:
-            ax.add_patch(Rectangle((-0.5, row - 0.5), matrix.shape[1], 1, fill=False, lw=1.8,
-                                   ec=COLORS["ink"], zorder=5, clip_on=False))  # fmt: skip
-        if column is not None and ("keys" in title or color == "attention"):
-            top, height = (-0.5, len(matrix)) if "keys" in title else (row - 0.5, 1)
-            ax.add_patch(Rectangle((column - 0.5, top), 1, height, fill=False, lw=1.8, ls="--",
-                                   ec=COLORS["ink"], zorder=6, clip_on=False))  # fmt: skip
+    figure = plt.figure(figsize=(8.2, 5.2), dpi=100, layout="constrained")
+    lines = list(steps.items())[:first], list(steps.items())[first:]
+    for part, line in zip(figure.subfigures(2, 1), lines, strict=True):
+        widths = [matrix.shape[1] for _, (matrix, *_) in line]
+        (axes,) = part.subplots(1, len(line), width_ratios=widths, squeeze=False)
+        for ax, (title, (matrix, rows, cols, digits)) in zip(axes, line, strict=True):
+            numbers(ax, matrix, title, "attention", rows, cols, digits)
+            most = 1.6 * float(np.abs(np.asarray(matrix)).max())  # pale enough for black numbers
+            ax.images[0].set(cmap=SIGNED, clim=(-most, most))
+            ax.tick_params(axis="x", rotation=45)
+            if "keys" not in title and "values" not in title:
+                framed(ax, (-0.5, row - 0.5), matrix.shape[1], 1, "-")
+            if column is not None and "keys" in title:
+                framed(ax, (column - 0.5, -0.5), 1, len(matrix), "--")
+            elif column is not None and "asked" in title:
+                framed(ax, (column - 0.5, row - 0.5), 1, 1, "--")
     return figure
+
+
+def framed(ax, corner, width, height, style):
+    ax.add_patch(Rectangle(corner, width, height, fill=False, lw=1.8, ls=style, ec=COLORS["ink"],
+                           zorder=5, clip_on=False))  # fmt: skip
 
 
 def images_over_maps(patches, titles, grid, maps=None, outlined=None):
@@ -102,7 +124,7 @@ def images_over_maps(patches, titles, grid, maps=None, outlined=None):
                   extent=(-0.5, cols - 0.5, rows - 0.5, -0.5))  # fmt: skip
         for line, count in ((ax.axhline, rows), (ax.axvline, cols)):
             for step in range(1, count):
-                line(step - 0.5, color=COLORS["patches"], lw=1)
+                line(step - 0.5, color=COLORS["patches"], lw=2)
         ax.set_title(title, size=9)
         if maps is not None:
             weights = np.asarray(maps[i]).reshape(grid)
@@ -115,20 +137,20 @@ def images_over_maps(patches, titles, grid, maps=None, outlined=None):
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
     if maps is not None:
-        axes[1, 0].set_ylabel("patch 0 looks", size=9)
-        figure.colorbar(shown, ax=axes[1]).set_label("weight", size=9)
+        axes[1, 0].set_ylabel("patch 0's shares", size=9)
+        figure.colorbar(shown, ax=axes[1]).set_label("share", size=9)
     return figure
 
 
-def look_of_a_patch(patch, weights, grid, most=0.1):
+def look_of_a_patch(patch, weights, grid, most):
     """The weights (N,) that one patch gives to all, on the grid, the patch framed -> Figure."""
     figure, ax = plt.subplots(figsize=(3.3, 2.7), dpi=75, layout="constrained")
     shown = ax.imshow(np.asarray(weights).reshape(grid), vmin=0, vmax=most)
     row, col = divmod(patch, grid[1])
     ax.add_patch(Rectangle((col - 0.5, row - 0.5), 1, 1, fill=False, ec="white", lw=2.5))
     ax.set(xticks=[], yticks=[])
-    ax.set_title(f"attention weight, {weights.max():.2f} at most", size=9)
-    bar = figure.colorbar(shown, ax=ax, extend="max", shrink=0.9)
+    ax.set_title(f"patch {patch}: {weights.max():.3f} at most", size=9)
+    bar = figure.colorbar(shown, ax=ax, shrink=0.9)
     even = 1 / len(weights)
-    bar.set_ticks([0, even, most / 2, most], labels=["0", f"1/{len(weights)}", most / 2, most])
+    bar.set_ticks([0, even, most], labels=["0", f"1/{len(weights)}: all alike", f"{most:g}"])
     return figure

@@ -7,7 +7,7 @@ import pytest
 matplotlib.use("Agg")
 
 
-from helpers.plotting import COLORS
+from helpers.plotting import COLORS, SIGNED
 from pictures import attention_charts as charts
 from tests import test_plotting
 
@@ -23,30 +23,39 @@ def test_arrows_shadows_and_bars(length):
     plane, bars = figure.axes
     assert [text.get_text() for text in plane.texts if text.get_text()] == ["a", "b", "c"]
     assert np.allclose([bar.get_width() for bar in bars.patches], [0.2, 0.3, 0.5])
-    scores = [float(label.get_text().split()[1]) for label in bars.get_yticklabels()]
-    assert np.allclose(scores, KEYS @ query)
-    shadows = [line for line in plane.lines if line.get_color() == COLORS["keys"]]
-    assert len(shadows) == (3 if length else 0)
-    for line, key in zip(shadows, KEYS, strict=False):
-        top, foot = line.get_xydata()
+    labels = [label.get_text().split("\n") for label in bars.get_yticklabels()]
+    assert [name for name, _ in labels] == ["a", "b", "c"]
+    scores = [float(sum_.split("=")[1]) for _, sum_ in labels]
+    assert np.allclose(scores, KEYS @ query, atol=0.05)
+    lines = [line for line in plane.lines if line.get_color() == COLORS["keys"]]
+    drops, shadows = lines[::2], lines[1::2]
+    assert len(drops) == len(shadows) == (3 if length else 0)
+    for drop, shadow, key in zip(drops, shadows, KEYS, strict=False):
+        top, foot = drop.get_xydata()
         assert np.allclose(top, key) and np.isclose((key - foot) @ query, 0)
         assert np.isclose(foot @ query, key @ query)
+        assert np.allclose(shadow.get_xydata(), [[0, 0], foot])
 
 
 def test_steps_frame_one_row_but_not_of_keys_and_values():
-    step = (np.eye(2), "queries", None, "ab", 0)
-    figure = charts.attention_steps({"q": step, "keys: k": step, "values: v": step}, row=1)
-    assert [len(ax.patches) for ax in figure.axes] == [1, 0, 0]
-    assert figure.axes[0].patches[0].get_y() == 0.5
+    step = (np.array([[1, -1], [0, 1]]), None, "ab", 0)
+    steps = {"q": step, "keys: k": step, "values: v": step}
+    figure = charts.attention_steps(steps, row=1, first=2)
+    axes = [ax for part in figure.subfigs for ax in part.axes]
+    assert [len(part.axes) for part in figure.subfigs] == [2, 1]
+    assert [len(ax.patches) for ax in axes] == [1, 0, 0]
+    assert axes[0].patches[0].get_y() == 0.5
+    for ax in axes:  # one map for signed numbers, white at 0
+        (image,) = ax.get_images()
+        low, high = image.get_clim()
+        assert image.get_cmap().name == SIGNED and low == -high < -1
 
 
 def test_steps_frame_the_key_and_the_entry_of_one_column():
-    steps = {
-        "keys: k": (np.eye(2), "keys", None, "ab", 0),
-        "A": (np.eye(2), "attention", None, "ab", 0),
-        "values: v": (np.eye(2), "values", None, "ab", 0),
-    }
-    keys, shares, values = charts.attention_steps(steps, row=1, column=0).axes
+    step = (np.eye(2), None, "ab", 0)
+    steps = {"keys: k": step, "A, who is asked": step, "values: v": step}
+    figure = charts.attention_steps(steps, row=1, column=0, first=1)
+    keys, shares, values = (ax for part in figure.subfigs for ax in part.axes)
     for ax, height in ((keys, 2), (shares, 1)):
         frame = ax.patches[-1]
         assert (frame.get_x(), frame.get_width(), frame.get_height()) == (-0.5, 1, height)
@@ -56,7 +65,7 @@ def test_steps_frame_the_key_and_the_entry_of_one_column():
 def test_an_arrow_too_long_for_the_frame_says_so():
     figure = charts.query_and_keys([24.0, 0], KEYS, ["a", "b", "c"], KEYS[:, 0], "score")
     arrow = figure.axes[0].texts[0]
-    assert 2 < arrow.xy[0] < charts.WIDE and "10.3 times" in figure.axes[0].get_title()
+    assert 2 < arrow.xy[0] < charts.WIDE and "24.00 long, cut" in figure.axes[0].get_title()
 
 
 def test_images_lie_over_their_maps_with_one_patch_outlined():
@@ -74,7 +83,7 @@ def test_images_lie_over_their_maps_with_one_patch_outlined():
 
 def test_the_look_of_a_patch_frames_it():
     weights = np.array([0.1, 0.2, 0.3, 0.4])
-    figure = charts.look_of_a_patch(2, weights, (2, 2))
+    figure = charts.look_of_a_patch(2, weights, (2, 2), most=0.4)
     ax = figure.axes[0]
     assert np.array_equal(ax.get_images()[0].get_array(), weights.reshape(2, 2))
-    assert ax.patches[0].get_xy() == (-0.5, 0.5) and "0.40 at most" in ax.get_title()
+    assert ax.patches[0].get_xy() == (-0.5, 0.5) and "0.400 at most" in ax.get_title()
