@@ -1,6 +1,7 @@
 """A film of one image on its way through a Vision Transformer, every number from the model."""
 
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
+from helpers.data import load
 from helpers.inspection import attention_maps, tokens_after_each_block
+from helpers.model import VisionTransformer
 from helpers.plotting import COLORS, pixels
+from helpers.training import TrainConfig, fit, predict
 
 SHOWN = 12  # numbers that are drawn of each vector of D
 MOST_PATCHES = 36  # more would be too narrow to see
@@ -327,3 +331,13 @@ def classify(film, classes):
               "normalise it; one linear layer, the head, gives each class a score")  # fmt: skip
     film.play(*header, leave, 5, 50)
     film.play(*header, answer, 7, 1600)
+
+
+if __name__ == "__main__":  # python -m pictures.animation film.gif: the README's, model of 00
+    data = load("digits")
+    torch.manual_seed(0)
+    vit = VisionTransformer(8, 2, 1, 10, 64, 3, 4, mlp_ratio=2.0, pos_embed_std=0.5)
+    fit(vit, data, TrainConfig(epochs=80, batch_size=64, lr=3e-3, weight_decay=0.3))
+    right = predict(vit, data, data.test.images).argmax(1) == data.test.labels
+    digit = data.test.images[right.nonzero()[2, 0]]
+    forward_pass_animation(vit.cpu(), digit, sys.argv[1], data.classes, data.mean, data.std)

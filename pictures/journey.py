@@ -78,12 +78,16 @@ def journey(model, image, data):
          "0", flat)  # fmt: skip
     step("Times E", f"one learned matrix makes every row a token of {D} numbers", embedding)
     step("Class token", "one more learned row goes in front; it belongs to no patch", class_token)
-    step("Positions", "a learned row for each place is added: what stood where", positions)
+    step(
+        "Positions",
+        "a learned row for each place is added: what stood where (one scale for all)",
+        positions,
+    )
     for i in range(L):
         said = "lines: from whom the class token takes, the thicker the more (mean of all heads)"
         step(f"Block {i + 1} of {L}", said, lambda s, i=i: block(s, i), j.attention[i])
     step("Read the answer", "the class token alone: normalised, then a score for each class, the "
-         "logits; softmax: shares", head)  # fmt: skip
+         "logits, and their shares", head)  # fmt: skip
 
     def drawing(number):
         title, said, draw, shares = steps[number - 1]
@@ -115,7 +119,8 @@ class Stage:
         scale = self.axes(0.2, 0.12, 0.9, 0.1)
         scale.imshow([np.linspace(-1, 1, 64)], cmap=SIGNED, aspect="auto")
         scale.spines[:].set_visible(False)
-        self.text(1.2, 0.16, "tables: blue below 0, white 0, red above", 8.5, va="center")
+        scales = "" if "Positions" in title else "; each on a scale of its own"
+        self.text(1.2, 0.16, "tables: blue below 0, white 0, red above" + scales, 8.5, va="center")
 
     def text(self, x, y, label, size=9, ha="left", va="center", **options):
         self.figure.text(x / WIDE, y / HIGH, label, size=size, ha=ha, va=va, **options)
@@ -169,7 +174,9 @@ class Stage:
         ax.barh(range(len(logits)), logits, color=[sides[int(v > 0)] for v in logits])
         ax.axvline(0, color=INK, lw=0.8)
         ax.set(yticks=range(len(logits)), ylim=(len(logits) - 0.4, -0.6))
-        ax.tick_params(length=0, labelsize=8)
+        ends = sorted({round(float(end), 1) for end in (min(logits), 0, max(logits))})
+        ax.set_xticks(ends, labels=[f"{end:.3g}" for end in ends])
+        ax.tick_params(length=0, labelsize=8, pad=2)
         self.text(7.85, BOTTOM + TABLE + 0.05, "softmax\nof them", 9.5, "center", "bottom")
         for k, share in enumerate(probabilities):
             y = BOTTOM + TABLE * (1 - (k + 0.6) / (len(logits) + 0.2))
