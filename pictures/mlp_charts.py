@@ -124,7 +124,7 @@ def unit_card(unit, images, answers, says, limit, digit):
         xticks=range(10),
         ylim=(-1.05 * limit, 1.05 * limit),
         xlabel="digit",
-        ylabel="logit moved by",
+        ylabel="push on the logit",
     )
     ax.set_title("its value speaks for (red) and against (blue)", size=10)
     ax.spines[["top", "right"]].set_visible(False)
