@@ -6,26 +6,43 @@ Every function returns its figure and leaves plt.show() to the caller.
 import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.patches import Rectangle
 
-from helpers.plotting import COLORS, heatmaps, numbers
+from helpers.plotting import COLORS, SIGNED, heatmaps
 
 
 def addition(tokens, table):
-    """tokens (B, N+1, D) + table (N+1, D) with all numbers: one row of matrices for each image."""
-    B, count, _ = tokens.shape
-    figure, axes = plt.subplots(B, 3, figsize=(7.6, 0.55 * count * B + 0.9), dpi=100, squeeze=False,
-                                layout="constrained")  # fmt: skip
+    """tokens (B, N+1, D) + table (N+1, D), all numbers written in: the table is drawn once.
+
+    One colour scale for all, SIGNED: blue below 0, white 0, red above.
+    """
+    B, count, width = tokens.shape
+    figure = plt.figure(figsize=(7.6, 0.6 * count * B + 0.6), dpi=100)
+    grid = figure.add_gridspec(2 * B, 3, left=0.13, right=0.84, wspace=0.7, hspace=0.7)
+    bound = 1.5 * max(part.abs().max().item() for part in (tokens, table, tokens + table))
     names = ["class token", *(f"patch {i}" for i in range(count - 1))]
     rows = [f"row {i}" for i in range(count)]
-    for b, (row, x) in enumerate(zip(axes, tokens, strict=True)):
-        numbers(row[0], x, f"tokens of image {b}", "patches", rows=names, digits=1)
-        numbers(row[1], table, "the table, the same for all", "positions", rows=rows, digits=1)
-        numbers(row[2], x + table, "sum", "attention", digits=1)
-        for ax, sign in zip(row[1:], "+=", strict=True):
-            ax.text(-0.75 if sign == "+" else -0.35, 0.5, sign, size=16, va="center", ha="center",
-                    transform=ax.transAxes)  # fmt: skip
-    figure.get_layout_engine().set(wspace=0.08, hspace=0.08)
+    middle = slice(B - 1, B + 1)  # the table stands beside all images
+    drawn = [(grid[middle, 1], table, f"$E_{{pos}}$: {count} x {width}, for all images", rows)]
+    for b, x in enumerate(tokens):
+        place = slice(2 * b, 2 * b + 2)
+        drawn.append((grid[place, 0], x, f"tokens of image {b}: {count} x {width}", names))
+        drawn.append((grid[place, 2], x + table, f"sum of image {b}: {count} x {width}", []))
+    for cell, matrix, title, labels in drawn:
+        ax = figure.add_subplot(cell)
+        picture = ax.imshow(matrix, cmap=SIGNED, vmin=-bound, vmax=bound)
+        for (i, j), value in np.ndenumerate(matrix.numpy()):
+            ax.text(j, i, f"{value:.1f}", ha="center", va="center", size=9, color=COLORS["ink"])
+        ax.set(xticks=[], yticks=range(len(labels)), yticklabels=labels)
+        ax.tick_params(length=0, labelsize=9)
+        color, lw = (COLORS["positions"], 3) if matrix is table else (COLORS["residual"], 1)
+        ax.spines[:].set(color=color, linewidth=lw)
+        ax.set_title(title, size=10)
+    for x, sign in ((0.345, "+"), (0.6, "=")):
+        figure.text(x, 0.5, sign, size=18, ha="center", va="center")
+    bar = figure.colorbar(picture, cax=figure.add_axes((0.9, 0.2, 0.02, 0.6)), ticks=[-1, 0, 1])
+    bar.set_label("below 0 blue, above 0 red", size=9)
     return figure
 
 
@@ -37,26 +54,35 @@ def most_alike(similarity):
 def pointers(similarities, grid):
     """An arrow from each place of grid (rows, cols) to the one most like it, {title: (N, N)}.
 
-    Arrows to a place that is touched (one step up, down, left or right) are thick and purple.
+    Arrows to a place that is touched (one step up, down, left or right) are thick and purple; two
+    places that point at each other share a line with two heads.
     """
     rows, cols = grid
-    size = (4.2 * len(similarities), 4.2 * rows / cols + 0.4)
+    size = (4.2 * len(similarities), 4.2 * rows / cols + 0.8)
     figure, axes = plt.subplots(1, len(similarities), figsize=size, dpi=100, squeeze=False,
                                 layout="constrained")  # fmt: skip
     for ax, (title, similarity) in zip(axes[0], similarities.items(), strict=True):
-        for place, other in enumerate(most_alike(similarity).tolist()):
+        best, touching = most_alike(similarity).tolist(), 0
+        for place, other in enumerate(best):
             (r, c), (r2, c2) = divmod(place, cols), divmod(other, cols)
             near = abs(r - r2) + abs(c - c2) == 1
-            style = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 5, "mutation_scale": 11,
+            touching += near
+            mutual = best[other] == place
+            style = {"arrowstyle": "-|>", "shrinkA": 5, "shrinkB": 5, "mutation_scale": 11,
                      "color": COLORS["positions" if near else "residual"],
-                     "lw": 2.4 if near else 0.9, "zorder": 3 if near else 2,
-                     "connectionstyle": f"arc3,rad={0 if near else 0.15}"}  # fmt: skip
+                     "lw": 2.4 if near else 0.9, "zorder": 3 if near else 2}  # fmt: skip
+            # bent the other way on the way back, so that both lie on one line
+            bend = 0 if near else 0.15 if not mutual or place < other else -0.15
+            style["connectionstyle"] = f"arc3,rad={bend}"
             ax.annotate("", (c2, r2), (c, r), arrowprops=style)
             ax.plot(c, r, "o", ms=4, color=COLORS["ink"], zorder=4)
         ax.set(xlim=(-0.5, cols - 0.5), ylim=(rows - 0.5, -0.5), xlabel="column", ylabel="row",
                xticks=range(cols), yticks=range(rows), aspect="equal")  # fmt: skip
-        ax.set_title(title, size=10)
+        ax.set_title(f"{title}: {touching} of {len(best)} touch", size=10)
         ax.spines[:].set_color(COLORS["encoder"])
+    legend = {"to a place that touches": ("positions", 2.4), "to another": ("residual", 0.9)}
+    lines = [plt.Line2D([], [], color=COLORS[color], lw=lw) for color, lw in legend.values()]
+    figure.legend(lines, list(legend), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -72,7 +98,7 @@ def like_one(similarities, place, grid, title=""):
     figure, axes = plt.subplots(1, count, figsize=(2.2 * count + 0.6, 2.6), dpi=80, squeeze=False,
                                 layout="constrained")  # fmt: skip
     for ax, (name, similarity) in zip(axes[0], similarities.items(), strict=True):
-        picture = ax.imshow(similarity[place].view(grid), vmin=-1, vmax=1, cmap="RdBu_r")
+        picture = ax.imshow(similarity[place].view(grid), vmin=-1, vmax=1, cmap=SIGNED)
         frame(ax, place, grid[1])
         ax.set(xticks=[], yticks=[])
         ax.set_title(name, size=10)
@@ -117,7 +143,7 @@ def sines_and_cosines(table):
     """A table of sine positions (N, D): its even columns and its odd ones, hand by hand."""
     titles = ["sines: how far right", "cosines: how far up"]
     figure = heatmaps([table[:, 0::2], table[:, 1::2]], titles, label="value", size=3.4,
-                      limits=(-1, 1), cmap="RdBu_r")  # fmt: skip
+                      limits=(-1, 1), cmap=SIGNED)  # fmt: skip
     places, width = table.shape
     for ax in figure.axes[:2]:
         ax.set(xlabel="hand", ylabel="place", xticks=range(0, width // 2, 8),

@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 
 from matplotlib.patches import Rectangle
 
-from helpers.plotting import COLORS
+from helpers.plotting import COLORS, SIGNED
 from lab.parts import sine_positions
 from pictures import position_charts as charts
 from tests import test_plotting
@@ -17,16 +17,16 @@ from tests.test_plotting import words
 pytestmark, close_figures = test_plotting.STRICT, test_plotting.close_figures
 
 
-def test_an_addition_shows_tokens_table_and_sum_of_each_image():
+def test_an_addition_shows_the_table_once_and_tokens_and_sum_of_each_image():
     tokens, table = torch.arange(12.0).view(2, 3, 2), torch.full((3, 2), 0.5)
     figure = charts.addition(tokens, table)
-    assert len(figure.axes) == 6
-    for image, (left, middle, right) in zip(
-        tokens, [figure.axes[:3], figure.axes[3:]], strict=True
-    ):
-        for ax, values in ((left, image), (middle, table), (right, image + table)):
-            said = [text for text in words(ax.texts) if text not in "+="]
-            assert said == [f"{value:.1f}" for value in values.flatten()]
+    *matrices, bar = figure.axes
+    shown = [table, tokens[0], tokens[0] + table, tokens[1], tokens[1] + table]
+    assert len(matrices) == len(shown) and words(figure.texts) == ["+", "="]
+    for ax, values in zip(matrices, shown, strict=True):
+        assert words(ax.texts) == [f"{value:.1f}" for value in values.flatten()]
+        low, high = ax.get_images()[0].get_clim()
+        assert low == -high and ax.get_images()[0].get_cmap().name == SIGNED
 
 
 def test_most_alike_is_never_the_place_itself_and_arrows_lead_there():
@@ -41,6 +41,7 @@ def test_most_alike_is_never_the_place_itself_and_arrows_lead_there():
     assert [arrow.xy for arrow in arrows] == [(i % 3, i // 3) for i in best]
     colours = [arrow.arrowprops["color"] for arrow in arrows]
     assert colours == [COLORS["residual"]] + 5 * [COLORS["positions"]]
+    assert figure.axes[0].get_title() == "now: 5 of 6 touch"
 
 
 def corner(ax):
