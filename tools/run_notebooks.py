@@ -170,15 +170,6 @@ def write(notebook, path):
     os.replace(beside, path)
 
 
-def save_film(notebook, path):
-    """If an output holds an animation, keep it as a file too: it is the README's picture."""
-    pages = [o.data.get("text/html", "") for c in notebook.cells for o in c.get("outputs", [])
-             if "data" in o]  # fmt: skip
-    for film in re.findall(r"data:image/gif;base64,([\w+/=]+)", "".join(pages)):
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(base64.b64decode(film))
-
-
 def write_page(notebook, result, build):
     """The executed copy and its HTML page: pictures inside, without the cells that are folded.
 
@@ -233,7 +224,6 @@ def run(paths, build=None):
             write_page(notebook, result, build)
         elif notebook and not result.error:
             write(notebook, path)
-            save_film(notebook, path.parent / "figures" / "forward_pass.gif")
         results.append(result)
     if build:
         write_index(results, build)
