@@ -120,7 +120,7 @@ def draw_sizes(axes, travels, limits=None):
             ax.plot(sizes[number], ls=line, color=COLORS[color], lw=2, label=name)
         ax.axhline(1, color="#BBBBBB", lw=0.8, zorder=0)
         ax.set(xlabel="after layer (0: before the first)", yscale="log", ylim=limits)
-        ax.set_ylabel("size (root mean square)")
+        ax.set_ylabel("times the size that was sent" if number else "size (root mean square)")
         ax.set_title(title, size=10)
         ax.spines[["top", "right"]].set_visible(False)
 
@@ -165,7 +165,7 @@ def remarks(stacks, title):
         ax.set(xlim=(0.3, len(stream) + 0.7), ylim=(0, 1.12 * max(stream)), xlabel="layer")
         ax.text(layers[-1], stream[-1], f"{stream[-1]:.1f}", ha="center", va="bottom", size=9)
         ax.set_ylabel("size (root mean square)")
-        ax.set_title(f"{name}: axis to {max(stream):.1f}", size=10)
+        ax.set_title(name, size=10)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(title, size=11)
@@ -192,7 +192,7 @@ def stack_frame(residual, norm, measured):
         for name, values in measured.items():
             color, line = STYLES[name]
             lit = name == kind
-            color, width = (COLORS[color], 3) if lit else (pale(COLORS[color], 0.35), 1.3)
+            color, width = (COLORS[color], 3) if lit else (pale(COLORS[color], 0.2), 1.8)
             ax.plot(values[number], ls=line, color=color, lw=width, zorder=2 + lit, label=name)
         ax.set(xlabel="after block", ylabel=ylabel, xticks=range(0, len(values[number]), 4))
         if ylabel == "size":
@@ -224,6 +224,28 @@ def losses(runs, title):
         ax.set_title(setting, size=10)
     axes[0].set_ylabel("training loss")
     axes[1].legend(frameon=False, fontsize=9, loc="lower left")
+    figure.suptitle(title, size=11)
+    return figure
+
+
+def accuracies(runs, title):
+    """{(kind, setting): accuracies of each seed, epoch 1's first}: a panel for each setting."""
+    settings = list(dict.fromkeys(setting for _, setting in runs))
+    figure, axes = plt.subplots(1, len(settings), figsize=(9.5, 2.6), dpi=100, sharey=True,
+                                layout="constrained")  # fmt: skip
+    for (name, setting), seeds in runs.items():
+        color, line = STYLES[name]
+        ax = axes[settings.index(setting)]
+        for number, values in enumerate(seeds):
+            label = None if number else name
+            ax.plot(range(1, len(values) + 1), values, ls=line, lw=1.8, color=COLORS[color],
+                    label=label)  # fmt: skip
+        ax.set(xlabel="after epoch", ylim=(0, 1.03), title=setting)
+        ax.title.set_size(10)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("share of digits read")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(title, size=11)
     return figure
 

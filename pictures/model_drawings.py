@@ -88,8 +88,8 @@ def ribbon(image, patches, z_0, z_L, y, logits, title="", pixel=None, sizes=None
 
     Tables are drawn in standard deviations of their own, white at 0; row 0, the class token, is
     thick and framed, and an arrow leads from it to y. pixel: (row, column) to be framed, with a
-    ring around the first number of patches that is not 0. sizes: (N+1,) logarithmic bars
-    beside the rows of z_L.
+    ring around the first number of patches that is not 0. sizes: (N+1,) dots on a
+    logarithmic axis beside the rows of z_L.
     """
     row, place = np.argwhere(np.asarray(patches))[0]
     wide = 10.4 if sizes is None else 11.5
@@ -125,21 +125,23 @@ def ribbon(image, patches, z_0, z_L, y, logits, title="", pixel=None, sizes=None
         return ax
 
     draw_image(first := panel(0.15, 1.2, 1.4, 1.4, "image", tuple(image.shape)), image)
-    cut = table(2.05, 0.75, 1.9, patches, "patches")
+    cut = table(2.05, 0.75, 1.4, patches, "patches")
     if pixel:
         mark = {"fc": "none", "lw": 1.5, "ec": COLORS["ink"]}
         first.add_patch(Rectangle((pixel[1] - 1, pixel[0] - 1), 2, 2, **mark))
-        cut.add_patch(Ellipse((place, row), 8, 5, **mark))
+        cut.add_patch(Ellipse((place, row), 9, 9, **mark))
+        ink = plt.get_cmap(SIGNED)(0.9 if np.asarray(patches)[row, place] > 0 else 0.1)
+        cut.plot(place, row, "o", ms=4, color=ink)
     table(3.75, 1.45, 2.05, z_0, r"$\mathbf{z}_0$")
     last = table(5.95, 1.35, 2.05, z_L, r"$\mathbf{z}_L$")
     if sizes is not None:
-        beside = panel(7.4, 0.55, 0.85, 2.05, "size of", "each row")
+        beside = panel(7.4, 0.55, 0.85, 2.05, "length of", "each row")
         rows = int(last.patches[0].get_height())
         start = len(last.get_images()[0].get_array()) - len(sizes) + 1
-        beside.barh([rows / 2 - 0.5, *range(start, start + len(sizes) - 1)], sizes,
-                    [rows, *[1] * (len(sizes) - 1)],
-                    color=[COLORS["class token"], *[COLORS["ink"]] * (len(sizes) - 1)])  # fmt: skip
-        beside.set(ylim=last.get_ylim(), xscale="log", xlim=(min(sizes) / 4, max(sizes) * 1.5))
+        at = [rows / 2 - 0.5, *range(start, start + len(sizes) - 1)]
+        dots = [COLORS["class token"], *[COLORS["ink"]] * (len(sizes) - 1)]
+        beside.scatter(sizes, at, [26, *[7] * (len(sizes) - 1)], dots)
+        beside.set(ylim=last.get_ylim(), xscale="log", xlim=(min(sizes) / 1.8, max(sizes) * 1.8))
         ends = [min(sizes), max(sizes)]
         beside.set_xticks(ends, labels=[f"{end:.1g}" for end in ends], size=8)
         beside.tick_params(which="both", length=0, pad=2)

@@ -8,6 +8,7 @@ from helpers.plotting import COLORS
 from pictures.encoder_drawings import (
     STYLES,
     SWITCHES,
+    accuracies,
     by_block,
     losses,
     norm_axes,
@@ -90,3 +91,12 @@ def test_losses_are_drawn_in_the_panel_of_their_setting():
     assert [ax.get_title() for ax in (small, large)] == ["small", "large"]
     assert [list(line.get_ydata()) for line in small.lines] == [[3, 2], [3, 1], [3, 3]]
     assert [list(line.get_ydata()) for line in large.lines] == [[2, 1]]
+
+
+def test_accuracies_begin_after_the_first_epoch():
+    runs = {("no norm", "a"): [[0.1, 0.2], [0.2, 0.3]], ("no residual", "b"): [[0.4, 0.5]]}
+    left, right = accuracies(runs, "t").axes
+    assert [ax.get_title() for ax in (left, right)] == ["a", "b"]
+    assert [list(line.get_ydata()) for line in left.lines] == [[0.1, 0.2], [0.2, 0.3]]
+    assert [list(line.get_xdata()) for line in right.lines] == [[1, 2]]
+    assert right.lines[0].get_color() == COLORS[STYLES["no residual"][0]]

@@ -73,9 +73,9 @@ def test_ribbon_rings_the_number_that_changed_and_measures_each_row():
     (ring,) = figure.axes[1].patches
     assert ring.get_center() == (5, 6)
     assert [label.get_text() for label in figure.axes[3].get_yticklabels()] == ["0", "1", "16", "7"]
-    assert [bar.get_width() for bar in figure.axes[4].patches] == list(sizes)
-    at = figure.axes[4].patches[7].get_y() + 0.5  # the bar of row 7 stands at its row
-    assert at == figure.axes[3].get_yticks()[3]
+    places = figure.axes[4].collections[0].get_offsets()
+    assert list(places[:, 0]) == list(sizes)
+    assert places[7, 1] == figure.axes[3].get_yticks()[3]  # the dot of row 7 stands at its row
 
 
 def test_attention_in_numbers_writes_every_number_and_frames_token_0():
