@@ -63,13 +63,27 @@ def draw_channels(axes, weights, strength=1.0):
         ax.set_title(name, size=8, pad=2)
 
 
+def write_signs(axes, weights):
+    """+, \u2212 or 0 on each channel of a filter (3, P, P), or on each of its two halves.
+
+    Where the weights are not all equal, nothing is written.
+    """
+    for ax, channel in zip(axes, weights, strict=True):
+        parts = [channel] if (channel == channel[0, 0]).all() else channel.chunk(2)
+        for i, part in enumerate(parts):
+            if (part == part[0, 0]).all():
+                sign = "0+\u2212"[int(part[0, 0].sign())]
+                y = 1 - (i + 0.5) / len(parts)
+                ax.text(0.5, y, sign, transform=ax.transAxes, ha="center", va="center", size=9)
+
+
 def patch_map(patches, filters, tokens, names):
     """Patches (N, 3, P, P), 0 to 1, at the two coordinates tokens (N, 2) that two filters give.
 
     filters (2, 3, P, P) stand beside their axes, names say what each of them asks.
     """
     figure, ax = plt.subplots(figsize=(8.2, 5.2), dpi=72)
-    figure.subplots_adjust(left=0.24, right=0.985, bottom=0.23, top=0.94)
+    figure.subplots_adjust(left=0.24, right=0.985, bottom=0.23, top=0.9)
     low, high = tokens.min(0).values, tokens.max(0).values
     half = (high - low) * torch.tensor([0.036, 0.057])  # of a patch's side on the map
     for patch, (x, y) in zip((patches * 255).to(torch.uint8), tokens.tolist(), strict=True):
@@ -86,11 +100,15 @@ def patch_map(patches, filters, tokens, names):
     ax.axvline(0, **zero)
     ax.axhline(0, **zero)
     ax.spines[["left", "bottom"]].set_visible(True)
-    ax.set_title(f"64 patches; across: {names[0]}, up: {names[1]}; each axis to its own scale",
+    least, most = ([f"{end:.2f}".replace("-", "\u2212") for end in ends] for ends in (low, high))
+    across, up = (f"{names[i]}, {least[i]} to {most[i]}" for i in (0, 1))
+    ax.set_title(f"{len(patches)} patches; each axis to its own scale\nacross: {across};  up: {up}",
                  size=10)  # fmt: skip
     for (x, y), picture in zip(((0.62, 0.02), (0.015, 0.53)), filters, strict=True):
         places = [(x + 0.055 * channel, y, 0.05, 0.079) for channel in range(3)]
-        draw_channels([figure.add_axes(place) for place in places], picture, 0.6)
+        axes = [figure.add_axes(place) for place in places]
+        draw_channels(axes, picture, 0.6)
+        write_signs(axes, picture)
     said = {"size": 10, "va": "center"}
     figure.text(0.6, 0.06, f"{names[0]} →", ha="right", **said)
     figure.text(0.095, 0.69, f"{fill(names[1], 12)}\n↑", ha="center", **said)

@@ -49,6 +49,18 @@ def test_patches_lie_at_their_tokens():
     centres = torch.stack([extents[:, :2].mean(1), extents[:, 2:].mean(1)], dim=1)
     torch.testing.assert_close(centres, tokens)
     assert len(figure.axes) == 7  # the map, and the three channels of two filters beside it
+    assert f"{tokens[:, 0].max():.2f}".replace("-", "\u2212") in figure.axes[0].get_title()
+    plt.close(figure)
+
+
+def test_a_sign_stands_where_all_weights_agree():
+    below = torch.ones(3, 4, 4)
+    below[0, :2] = -1
+    below[1] = 0
+    below[2, 0, 1] = 0.5
+    figure = patch_map(torch.rand(5, 3, 4, 4), below.repeat(2, 1, 1, 1), torch.randn(5, 2), "ab")
+    written = [[text.get_text() for text in ax.texts] for ax in figure.axes[1:4]]
+    assert written == [["\u2212", "+"], ["0"], ["+"]]
     plt.close(figure)
 
 
