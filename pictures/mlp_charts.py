@@ -50,31 +50,36 @@ def signed(ax, values, limit, title, rows=None, cols=None, digits=2):
 
 
 def key_value_chart(tokens, W1, b1, W2, b2):
-    """The MLP of tokens {name: (D,)}, each a row of matrices as in equation 3.
+    """The MLP of tokens {name: (D,)}, rows of a matrix (n, D), from left to right as in equation 3.
 
-    Token, W1 (D, M) with a key a column, scores + b1 (M,), strengths, W2 (M, D) with a value a row,
-    and what comes out, b2 (D,) added.
+    Tokens, W1 (D, M) with a key a column, scores + b1 (n, M), strengths, W2 (M, D) with a value a
+    row, and what comes out, b2 (D,) added.
     """
     D, M = W1.shape
     widths = [D, M, M, M, D, D]
-    size = (1.1 + 0.62 * sum(widths), 0.5 + 0.95 * max(D, M) * len(tokens) * 0.62)
-    figure, axes = plt.subplots(len(tokens), 6, figsize=size, dpi=100, squeeze=False,
-                                layout="constrained", width_ratios=widths)  # fmt: skip
+    size = (1.1 + 0.72 * sum(widths), 0.8 + 0.62 * max(D, M, len(tokens)))
+    figure, axes = plt.subplots(1, 6, figsize=size, dpi=100, layout="constrained",
+                                width_ratios=widths)  # fmt: skip
     limit = 1.6 * max(1.0, *(float(part.abs().max()) for part in (W1, W2)))  # not too dark
-    units, places = [f"unit {m}" for m in range(M)], None
-    for row, (name, token) in zip(axes, tokens.items(), strict=True):
-        scores = token @ W1 + b1  # (M,)
-        strengths = torch.nn.functional.gelu(scores)  # (M,)
-        panels = [
-            ("token", token, [name], places), ("$W_1$: keys, columns", W1, None, units),
-            ("scores", scores, None, units), ("GELU:\nstrengths", strengths, None, units),
-            ("$W_2$: values, rows", W2, units, places),
-            ("out", strengths @ W2 + b2, None, places),
-        ]  # fmt: skip
-        for ax, sign, (title, values, rows, cols) in zip(row, " ·=→·=", panels, strict=True):
-            signed(ax, values, limit, title, rows, cols)
-            far = -0.62 if title.startswith("$W_2") else -0.16
-            ax.text(far, 0.5, sign, size=14, ha="center", va="center", transform=ax.transAxes)
+    units, x = [f"unit {m}" for m in range(M)], torch.stack(list(tokens.values()))
+    scores = x @ W1 + b1  # (n, M)
+    strengths = torch.nn.functional.gelu(scores)  # (n, M)
+    panels = [
+        ("tokens", x, list(tokens), None), ("$W_1$: keys, columns", W1, None, units),
+        ("scores", scores, None, units), ("GELU:\nstrengths", strengths, None, units),
+        ("$W_2$: values, rows", W2, units, None),
+        ("out", strengths @ W2 + b2, list(tokens), None),
+    ]  # fmt: skip
+    for ax, (title, values, rows, cols) in zip(axes, panels, strict=True):
+        signed(ax, values, limit, title, rows, cols)
+    figure.get_layout_engine().set(w_pad=0.15)
+    figure.draw_without_rendering()
+    for sign, left, right in zip("×=→×=", axes, axes[1:], strict=False):
+        inverse = figure.transFigure.inverted()
+        end = inverse.transform(left.get_window_extent().p1)[0]
+        start = inverse.transform(right.get_tightbbox().p0)[0]
+        middle = left.get_position().y0 + left.get_position().height / 2
+        figure.text((end + start) / 2, middle, sign, size=14, ha="center", va="center")
     return figure
 
 
