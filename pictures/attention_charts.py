@@ -13,11 +13,12 @@ def query_and_keys(query, keys, names, shares, title):
     """A query (2,) among keys (n, 2) as arrows, and beside them one bar for each key -> Figure.
 
     Each key drops along a dotted line onto the line of the query: from the origin to where it lands
-    lies its shadow, a broad bar, and shadow times the query's length is its score.
+    lies its shadow, a broad bar on the key's side of the line (a second one there lies beside the
+    first), and shadow times the query's length is its score.
     shares (n,): the bars, from 0 to 1; shadow and score stand beside each name.
     """
     query, keys, shares = (np.asarray(a, dtype=float) for a in (query, keys, shares))
-    figure, (plane, bars) = plt.subplots(1, 2, figsize=(7.2, 3.2), dpi=85, layout="constrained",
+    figure, (plane, bars) = plt.subplots(1, 2, figsize=(7.2, 3.2), dpi=72, layout="constrained",
                                          width_ratios=(1.5, 1))  # fmt: skip
     plane.axhline(0, color=COLORS["encoder"], lw=1, zorder=0)
     plane.axvline(0, color=COLORS["encoder"], lw=1, zorder=0)
@@ -25,10 +26,15 @@ def query_and_keys(query, keys, names, shares, title):
     along = query / (length or 1)
     if length:
         plane.axline((0, 0), along, lw=1, color=pale(COLORS["queries"], 0.6), zorder=0.5)
+        across, taken = np.array([-along[1], along[0]]), []
         for key in keys:
             foot = key @ along * along
+            side = 1 if key @ across > -1e-9 else -1
+            half = side, key @ along > 0
+            lane = side * (0.08 + 0.15 * taken.count(half)) * across
+            taken.append(half)
             plane.plot(*np.stack([key, foot]).T, ":", lw=1.2, color=COLORS["keys"])
-            plane.plot(*np.stack([0 * foot, foot]).T, lw=9, color=COLORS["keys"], alpha=0.3,
+            plane.plot(*np.stack([lane, foot + lane]).T, lw=6, color=COLORS["keys"], alpha=0.35,
                        solid_capstyle="butt", zorder=1)  # fmt: skip
     reach = max(1, *np.abs(query) / (0.97 * WIDE, 0.97 * 0.75 * WIDE))  # 1 if within the frame
     if length:
@@ -139,18 +145,4 @@ def images_over_maps(patches, titles, grid, maps=None, outlined=None):
     if maps is not None:
         axes[1, 0].set_ylabel("patch 0's shares", size=9)
         figure.colorbar(shown, ax=axes[1]).set_label("share", size=9)
-    return figure
-
-
-def look_of_a_patch(patch, weights, grid, most):
-    """The weights (N,) that one patch gives to all, on the grid, the patch framed -> Figure."""
-    figure, ax = plt.subplots(figsize=(3.3, 2.7), dpi=75, layout="constrained")
-    shown = ax.imshow(np.asarray(weights).reshape(grid), vmin=0, vmax=most)
-    row, col = divmod(patch, grid[1])
-    ax.add_patch(Rectangle((col - 0.5, row - 0.5), 1, 1, fill=False, ec="white", lw=2.5))
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(f"patch {patch}: {weights.max():.3f} at most", size=9)
-    bar = figure.colorbar(shown, ax=ax, shrink=0.9)
-    even = 1 / len(weights)
-    bar.set_ticks([0, even, most], labels=["0", f"1/{len(weights)}: all alike", f"{most:g}"])
     return figure

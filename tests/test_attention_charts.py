@@ -34,7 +34,18 @@ def test_arrows_shadows_and_bars(length):
         top, foot = drop.get_xydata()
         assert np.allclose(top, key) and np.isclose((key - foot) @ query, 0)
         assert np.isclose(foot @ query, key @ query)
-        assert np.allclose(shadow.get_xydata(), [[0, 0], foot])
+        lane = shadow.get_xydata()[0]  # beside the line of the query, on the key's side
+        assert np.allclose(shadow.get_xydata(), [lane, foot + lane]) and np.isclose(lane @ query, 0)
+        assert lane @ (key - foot) > 0
+
+
+def test_no_two_shadows_lie_on_each_other():
+    figure = charts.query_and_keys(
+        [1.0, 0], [[1.0, 1], [2, 1], [-1, 1]], "abc", [1, 0, 0], "shares"
+    )
+    lines = [line for line in figure.axes[0].lines if line.get_color() == COLORS["keys"]]
+    a, b, c = (shadow.get_xydata()[0, 1] for shadow in lines[1::2])
+    assert 0 < a == c < b - 0.1
 
 
 def test_steps_frame_one_row_but_not_of_keys_and_values():
@@ -79,11 +90,3 @@ def test_images_lie_over_their_maps_with_one_patch_outlined():
         for ax in (above[i], below[i]):
             assert np.allclose(np.add(ax.patches[0].get_xy(), 0.45), place)
     assert len(charts.images_over_maps(patches, ["one", "two"], (2, 3)).axes) == 2
-
-
-def test_the_look_of_a_patch_frames_it():
-    weights = np.array([0.1, 0.2, 0.3, 0.4])
-    figure = charts.look_of_a_patch(2, weights, (2, 2), most=0.4)
-    ax = figure.axes[0]
-    assert np.array_equal(ax.get_images()[0].get_array(), weights.reshape(2, 2))
-    assert ax.patches[0].get_xy() == (-0.5, 0.5) and "0.400 at most" in ax.get_title()
