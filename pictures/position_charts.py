@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from helpers.plotting import COLORS, SIGNED, heatmaps
+from helpers.plotting import COLORS, SIGNED, heatmaps, pale
 
 
 def addition(tokens, table):
@@ -54,35 +54,39 @@ def most_alike(similarity):
 def pointers(similarities, grid):
     """An arrow from each place of grid (rows, cols) to the one most like it, {title: (N, N)}.
 
-    Arrows to a place that is touched (one step up, down, left or right) are thick and purple; two
-    places that point at each other share a line with two heads.
+    Arrows to a place that touches (one step up, down, left or right) are thick and purple, one step
+    along a diagonal pale, others thin; two places that point at each other share two heads.
     """
     rows, cols = grid
     size = (4.2 * len(similarities), 4.2 * rows / cols + 0.8)
     figure, axes = plt.subplots(1, len(similarities), figsize=size, dpi=100, squeeze=False,
                                 layout="constrained")  # fmt: skip
+    kinds = {"to a place that touches": (COLORS["positions"], 2.4, 4),
+             "one step along a diagonal": (pale(COLORS["positions"], 0.5), 2.4, 3),
+             "to another": (pale(COLORS["residual"], 0.3), 0.9, 2)}  # fmt: skip
     for ax, (title, similarity) in zip(axes[0], similarities.items(), strict=True):
-        best, touching = most_alike(similarity).tolist(), 0
+        best, touching, diagonal = most_alike(similarity).tolist(), 0, 0
         for place, other in enumerate(best):
             (r, c), (r2, c2) = divmod(place, cols), divmod(other, cols)
-            near = abs(r - r2) + abs(c - c2) == 1
-            touching += near
-            mutual = best[other] == place
-            style = {"arrowstyle": "-|>", "shrinkA": 5, "shrinkB": 5, "mutation_scale": 11,
-                     "color": COLORS["positions" if near else "residual"],
-                     "lw": 2.4 if near else 0.9, "zorder": 3 if near else 2}  # fmt: skip
+            down, right = abs(r - r2), abs(c - c2)
+            near, slanted = down + right == 1, down == right == 1
+            touching, diagonal = touching + near, diagonal + slanted
+            color, lw, above = list(kinds.values())[0 if near else 1 if slanted else 2]
             # bent the other way on the way back, so that both lie on one line
-            bend = 0 if near else 0.15 if not mutual or place < other else -0.15
-            style["connectionstyle"] = f"arc3,rad={bend}"
+            back = best[other] == place and place > other
+            bend = 0 if near or slanted else -0.15 if back else 0.15
+            style = {"arrowstyle": "-|>", "shrinkA": 5, "shrinkB": 5, "mutation_scale": 11,
+                     "color": color, "lw": lw, "zorder": above,
+                     "connectionstyle": f"arc3,rad={bend}"}  # fmt: skip
             ax.annotate("", (c2, r2), (c, r), arrowprops=style)
-            ax.plot(c, r, "o", ms=4, color=COLORS["ink"], zorder=4)
+            ax.plot(c, r, "o", ms=4, color=COLORS["ink"], zorder=5)
         ax.set(xlim=(-0.5, cols - 0.5), ylim=(rows - 0.5, -0.5), xlabel="column", ylabel="row",
                xticks=range(cols), yticks=range(rows), aspect="equal")  # fmt: skip
-        ax.set_title(f"{title}: {touching} of {len(best)} touch", size=10)
+        ax.set_title(f"{title}: {touching} of {len(best)} touch, {diagonal} diagonal", size=10)
         ax.spines[:].set_color(COLORS["encoder"])
-    legend = {"to a place that touches": ("positions", 2.4), "to another": ("residual", 0.9)}
-    lines = [plt.Line2D([], [], color=COLORS[color], lw=lw) for color, lw in legend.values()]
-    figure.legend(lines, list(legend), loc="outside lower center", ncols=2, frameon=False)
+    lines = [plt.Line2D([], [], color=color, lw=lw) for color, lw, _ in kinds.values()]
+    figure.legend(lines, list(kinds), loc="outside lower center", ncols=3, frameon=False,
+                  title="two heads: each is most like the other")  # fmt: skip
     return figure
 
 

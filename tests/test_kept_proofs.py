@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models.vision_transformer import Encoder
 
 from helpers.data import load
 from helpers.inspection import attention_maps
@@ -133,3 +134,12 @@ def test_evaluation_repeats_what_training_reported():
     config = TrainConfig(epochs=1, device="cpu", precision="float32")
     history = fit(vit, digits, config)
     assert evaluate(vit, digits, "test") == (history.test_loss, history.test_accuracy)
+
+
+def test_torchvision_adds_positions_as_we_do_and_their_gradient_is_a_sum_over_the_batch():
+    encoder = Encoder(65, 0, 1, 96, 384, dropout=0.0, attention_dropout=0.0)  # without blocks
+    encoder.ln, positions = nn.Identity(), encoder.pos_embedding  # (1, 65, 96)
+    x, back = torch.randn(2, 2, 65, 96)  # tokens, and gradients that come back
+    out = encoder(x)
+    assert torch.equal(out, x + positions)
+    close(torch.autograd.grad(out, positions, back)[0][0], back.sum(0))
