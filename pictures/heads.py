@@ -86,14 +86,18 @@ def split_attend_join_project(B, N, D, h, lit=3):
     fans(16, 6)
     ax.text(50, 11, rf"$U_{{qkv}}^{{\,{lit}}}$", ha="center", va="center", size=12)
     for i, (letter, name) in enumerate(zip("vqk", ("values", "queries", "keys"), strict=True)):
-        row(16 + 6 * i, 6, name, [rf"$\mathbf{{{letter}}}_{j}$" for j in heads], gap=1.7)
-    row(40, 13, "attention", [f"$A_{j}$\n{N} × {N}" for j in heads], gap=1.7)
+        row(16 + 6 * i, 6, name, [rf"$\mathbf{{{letter}}}_{j}$" for j in heads], gap=3)
+    row(40, 13, "attention", [f"$A_{j}$\n{N} × {N}" for j in heads], gap=1.4)
     for j in heads:
         arrow = {"arrowstyle": "-|>", "color": "#555", "shrinkA": 0, "shrinkB": 0}
-        for start, end in ((34, 40), (53, 63)):  # q and k make A, A makes SA
+        for start, end in ((34, 40), (53, 63)):  # k and q make A, A makes SA
             ax.annotate("", ((j - 0.5) * step, end), ((j - 0.5) * step, start), arrowprops=arrow)
+        x = (j - 1) * step + 2  # q goes past k
+        ax.plot([x + 1, x, x], [25, 25, 36], color=COLORS["queries"], lw=1.5)
+        blue = arrow | {"color": COLORS["queries"], "lw": 1.5}
+        ax.annotate("", (x, 40), (x, 35), arrowprops=blue)
         x = j * step - 0.6  # v goes past A, straight to SA
-        ax.plot([x - 1.1, x, x], [19, 19, 58], color=green, lw=1.5)
+        ax.plot([x - 2.4, x, x], [19, 19, 58], color=green, lw=1.5)
         ax.annotate("", (x, 63), (x, 57), arrowprops=arrow | {"color": green, "lw": 1.5})
     texts = [rf"$\mathrm{{SA}}_{j} = A_{j}\mathbf{{v}}_{j}$" for j in heads]
     row(63, 8, "values", texts)
