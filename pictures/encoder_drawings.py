@@ -209,41 +209,24 @@ def stack_frame(residual, norm, measured):
     return figure
 
 
-def losses(runs, title):
-    """{(kind, setting): losses of each seed}: a panel for each setting, a colour for each kind."""
+def by_setting(runs, title, xlabel, ylabel, top, first=0):
+    """{(kind, setting): lines of each seed}: a panel for each setting, a colour for each kind.
+
+    top: of the vertical axis, which begins at 0; first: the number of a line's first point.
+    """
     settings = list(dict.fromkeys(setting for _, setting in runs))
-    figure, axes = plt.subplots(1, len(settings), figsize=(10, 3), dpi=100, sharey=True,
+    figure, axes = plt.subplots(1, len(settings), figsize=(10, 2.8), dpi=100, sharey=True,
                                 layout="constrained")  # fmt: skip
     for (name, setting), seeds in runs.items():
-        color, line = STYLES[name]
-        for number, values in enumerate(seeds):
-            label = None if number else name
-            axes[settings.index(setting)].plot(values, ls=line, color=COLORS[color], label=label)
-    for ax, setting in zip(axes, settings, strict=True):
-        ax.set(xlabel="step", ylim=(0, 3))
-        ax.set_title(setting, size=10)
-    axes[0].set_ylabel("training loss")
-    axes[1].legend(frameon=False, fontsize=9, loc="lower left")
-    figure.suptitle(title, size=11)
-    return figure
-
-
-def accuracies(runs, title):
-    """{(kind, setting): accuracies of each seed, epoch 1's first}: a panel for each setting."""
-    settings = list(dict.fromkeys(setting for _, setting in runs))
-    figure, axes = plt.subplots(1, len(settings), figsize=(9.5, 2.6), dpi=100, sharey=True,
-                                layout="constrained")  # fmt: skip
-    for (name, setting), seeds in runs.items():
-        color, line = STYLES[name]
+        color, style = STYLES[name]
         ax = axes[settings.index(setting)]
         for number, values in enumerate(seeds):
-            label = None if number else name
-            ax.plot(range(1, len(values) + 1), values, ls=line, lw=1.8, color=COLORS[color],
-                    label=label)  # fmt: skip
-        ax.set(xlabel="after epoch", ylim=(0, 1.03), title=setting)
-        ax.title.set_size(10)
+            ax.plot(range(first, first + len(values)), values, ls=style, color=COLORS[color],
+                    label=None if number else name)  # fmt: skip
+        ax.set(xlabel=xlabel, ylim=(0, top))
+        ax.set_title(setting, size=10)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("share of digits read")
+    axes[0].set_ylabel(ylabel)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(title, size=11)

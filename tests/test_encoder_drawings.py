@@ -8,9 +8,8 @@ from helpers.plotting import COLORS
 from pictures.encoder_drawings import (
     STYLES,
     SWITCHES,
-    accuracies,
     by_block,
-    losses,
+    by_setting,
     norm_axes,
     remarks,
     road,
@@ -84,18 +83,18 @@ def test_frames_have_one_size_and_light_up_their_kind():
     assert len(sides) == 1
 
 
-def test_losses_are_drawn_in_the_panel_of_their_setting():
+def test_lines_are_drawn_in_the_panel_of_their_setting():
     runs = {("norm before", "small"): [[3, 2], [3, 1]], ("norm after", "small"): [[3, 3]],
             ("norm before", "large"): [[2, 1]]}  # fmt: skip
-    small, large = losses(runs, "t").axes
+    small, large = by_setting(runs, "t", "step", "loss", 3).axes
     assert [ax.get_title() for ax in (small, large)] == ["small", "large"]
     assert [list(line.get_ydata()) for line in small.lines] == [[3, 2], [3, 1], [3, 3]]
     assert [list(line.get_ydata()) for line in large.lines] == [[2, 1]]
 
 
-def test_accuracies_begin_after_the_first_epoch():
+def test_lines_begin_where_they_are_told_to():
     runs = {("no norm", "a"): [[0.1, 0.2], [0.2, 0.3]], ("no residual", "b"): [[0.4, 0.5]]}
-    left, right = accuracies(runs, "t").axes
+    left, right = by_setting(runs, "t", "after epoch", "read", 1, first=1).axes
     assert [ax.get_title() for ax in (left, right)] == ["a", "b"]
     assert [list(line.get_ydata()) for line in left.lines] == [[0.1, 0.2], [0.2, 0.3]]
     assert [list(line.get_xdata()) for line in right.lines] == [[1, 2]]
