@@ -92,7 +92,7 @@ def two_pages(images, depth, which, maps, pages, shares):
         0: "before the first block: the same row for every image",
         len(maps): f"after block {depth}: the row that the head was trained to read",
     }
-    figure = plt.figure(figsize=(7.8, 3.6), dpi=80, layout="constrained")
+    figure = plt.figure(figsize=(9.4, 3.6), dpi=80, layout="constrained")
     figure.suptitle(f"z_{depth}, " + facts.get(depth, f"after block {depth}"), size=11)
     grid = figure.add_gridspec(3, 6, height_ratios=(3.4, 1, 1), width_ratios=(1, 1, 1.4) * 2)
     strips, size = [], float(pages[-1].abs().quantile(0.98))
