@@ -83,12 +83,13 @@ def key_value_chart(tokens, W1, b1, W2, b2):
     return figure
 
 
-def ramps_chart(x, wave, below, parts, hinges, title):
+def ramps_chart(x, wave, below, parts, hinges, title, most):
     """Left the ramps parts (n, units), right below (n,), which is b2, and the ramps added up.
 
-    The wave (n,) is what the sum should be; a dotted line marks each hinge.
+    The wave (n,) is what the sum should be; a dotted line marks each hinge. most: where the left
+    axis ends, up and down.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), dpi=100, layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), dpi=80, layout="constrained")
     left.plot(x, parts, color=COLORS["keys"], lw=1.4)
     left.axhline(float(below[0]), color=COLORS["ink"], ls="--", lw=1.2, label="$b_2$")
     right.plot(x, wave, color=COLORS["residual"], lw=5, alpha=0.5, label="wave")
@@ -99,6 +100,7 @@ def ramps_chart(x, wave, below, parts, hinges, title):
         ax.set(xlabel="x", xlim=(float(x[0]), float(x[-1])))
         ax.legend(frameon=False, loc="upper left", ncols=2)
         ax.spines[["top", "right"]].set_visible(False)
+    left.set_ylim(-most, most)
     left.set_title(title, size=10)
     right.set(ylim=(-1.6, 2.2))
     right.set_title("added up", size=10)

@@ -36,9 +36,10 @@ def test_keys_and_values_add_up_to_the_mlp():
 
 def test_ramps_and_what_is_below_them_add_up():
     x, below, parts = torch.linspace(-3, 3, 5), torch.full((5,), 0.5), torch.randn(5, 3)
-    figure = ramps_chart(x, torch.sin(x), below, parts, [-2.0, 0.0, 1.0], "three")
+    figure = ramps_chart(x, torch.sin(x), below, parts, [-2.0, 0.0, 1.0], "three", 4)
     left, right = figure.axes
     assert len(left.get_lines()) == 3 + 1 + 3  # ramps, b2, hinges
+    assert left.get_ylim() == (-4, 4)
     assert right.get_lines()[1].get_ydata() == pytest.approx((below + parts.sum(1)).numpy())
     plt.close(figure)
 
