@@ -25,8 +25,9 @@ from helpers.weights.names import INTERPOLATIONS, LAYOUTS
 class Report:
     """What load_pretrained did. Grids are (rows, columns) of patches, mean and std one per channel.
 
-    format: "timm", "DeiT" (timm's names; told by a file name that begins with deit), "torchvision",
-    "official", "big_vision", "Hugging Face" or "helpers" (ours). resized: (grid in the file, grid
+    format: "timm", "DeiT" (timm's names; told by a file name that begins with deit), "DINOv2"
+    (timm's names, LayerScale and a mask token), "torchvision", "official", "big_vision",
+    "Hugging Face" or "helpers" (ours). resized: (grid in the file, grid
     in the model), or None if the positions were copied. head: "kept", "new" (zeros) or "left out".
     normalisation: (mean, std) on the scale from 0 to 1 that the images need, None where the source
     does not tell (timm's names serve both 0.5/0.5 and ImageNet's statistics).
@@ -35,7 +36,8 @@ class Report:
     file" or beside it, or "assumed": heads of Table 1's sizes, the class token read where there is
     one, the exact GELU, norms before, the library's eps. taken: the key of the set of weights, left
     those of the others in the file. zeros: what the file lacks and is zeros, as it computes the
-    same. aside: what is no weight, or of no part of ours.
+    same. folded: the factors, LayerScale's, that the rows of our matrices and biases have taken in.
+    aside: what is no weight, or of no part of ours, as a mask token.
     """
 
     format: str
@@ -46,6 +48,7 @@ class Report:
     taken: str = field(default="", compare=False)
     left: tuple = field(default=(), compare=False)
     zeros: tuple = field(default=(), compare=False)
+    folded: tuple = field(default=(), compare=False)
     aside: tuple = field(default=(), compare=False)
 
 
@@ -56,10 +59,10 @@ def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=N
     Face writes it), a dict of tensors, or a member of one of torchvision's weight enums, which
     alone may download. key: which of several sets in it, as "model_ema" or "state_dict.teacher".
     Positions are resized to the model's grid as the source's library does it, or as interpolation
-    says: "official", "torchvision", "timm" or "Hugging Face"; grid is the (rows, columns) of the
-    source's, where their number leaves it open. With another number of classes, or new_head=True,
-    the whole head of the source is dropped and a linear layer of zeros takes its place (section 3.2
-    of the paper).
+    says: "official", "torchvision", "timm", "Hugging Face" or "DINOv2"; grid is the (rows, columns)
+    of the source's, where their number leaves it open. With another number of classes, or
+    new_head=True, the whole head of the source is dropped and a linear layer of zeros takes its
+    place (section 3.2 of the paper).
 
     FileNotFoundError, TypeError for another kind of source, ValueError for a file that is damaged,
     of an unknown layout or of another architecture, and for weights that do not fit. A warning for
@@ -143,7 +146,7 @@ def _load(model, found, new_head, interpolation, told):
     zeros = [*found.zeros, *["the class token's row of the positions"] * missing]
     resized = None if old == new else (old, new)
     return Report(found.format, resized, head, found.normalisation, facts, found.taken, found.left,
-                  tuple(zeros), tuple(found.aside))  # fmt: skip
+                  tuple(zeros), tuple(found.folded), tuple(found.aside))  # fmt: skip
 
 
 def to_timm(model):
@@ -185,8 +188,8 @@ def resize_positions(pos_embed, old_grid, new_grid, interpolation="official"):
     """Positions (1, N, D) or (1, N+1, D) of one grid -> those of another, in 2-D (section 3.2).
 
     Grids are (rows, columns). A class row, the first, is set aside and put back. interpolation:
-    "official", "torchvision", "timm" or "Hugging Face". ValueError for another one, or if the rows
-    do not fit.
+    "official", "torchvision", "timm", "Hugging Face" or "DINOv2". ValueError for another one, or if
+    the rows do not fit.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
@@ -199,7 +202,12 @@ def resize_positions(pos_embed, old_grid, new_grid, interpolation="official"):
     first, rest = pos_embed[:, :class_rows], pos_embed[:, class_rows:]
     images = rest.unflatten(1, tuple(old_grid)).permute(0, 3, 1, 2)  # (1, h, w, D) -> (1, D, h, w)
     images = images.double() if images.dtype == torch.float64 else images.float()
-    images = F.interpolate(images, size=tuple(new_grid), **INTERPOLATIONS[interpolation])
+    how = dict(INTERPOLATIONS[interpolation])
+    if offset := how.pop("offset", 0):
+        scale = [(new + offset) / old for new, old in zip(new_grid, old_grid, strict=True)]
+        images = F.interpolate(images, scale_factor=scale, **how)
+    else:
+        images = F.interpolate(images, size=tuple(new_grid), **how)
     rest = images.flatten(2).transpose(1, 2).to(pos_embed.dtype)  # (1, D, h', w') -> (1, N', D)
     return torch.cat([first, rest], dim=1)
 

@@ -17,7 +17,7 @@ from torchvision.models import WeightsEnum
 
 import helpers.weights.names as tables
 from helpers.weights.files import few, opened
-from helpers.weights.names import LAYOUTS, RESHAPES, Layout
+from helpers.weights.names import FACTOR, LAYOUTS, RESHAPES, Layout
 
 # What tells a model's size, with the number of axes.
 ESSENTIAL = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
@@ -48,6 +48,7 @@ class Source:
     other_head: list = field(default_factory=list)
     aside: list = field(default_factory=list)
     zeros: list = field(default_factory=list)
+    folded: dict = field(default_factory=dict)
     known: dict = field(default_factory=dict)
     said: set = field(default_factory=set)
     grid: tuple | None = None
@@ -93,6 +94,8 @@ def read(source, grid=None, key=None):
     found = _converted(*_chosen(dict(_dicts(weights)), key))
     if found.format == "timm" and name.startswith("deit"):
         found.format, found.normalisation = "DeiT", tables.IMAGENET
+    if found.format == "timm" and found.folded and "mask_token" in found.aside:
+        found.format, found.normalisation = "DINOv2", tables.IMAGENET
     _believe(found, [*configs, weights])
     if grid:
         found.grid = tuple(grid)
@@ -212,9 +215,9 @@ def _tensor(name, value):
     return value.detach()
 
 
-def _refuse(named, prefix, taken):
+def _refuse(names, named, prefix, taken):
     """ValueError for names of models that compute something else."""
-    for name, (pattern, what) in product(named, tables.REFUSED):
+    for name, (pattern, what) in product(names, tables.REFUSED):
         if re.search(pattern, name):
             inside = named[name][0][0].startswith(prefix)
             more = "" if inside else f". key={taken!r} reads only what is under that name"
@@ -224,11 +227,18 @@ def _refuse(named, prefix, taken):
 def _converted(layout, prefix, own, taken, left):
     """Every row of the layout's table whose names are there, for every block -> Source."""
     named = _without(prefix, own)
-    _refuse(named, prefix, taken)
     theirs = {short: those[0][1] for short, those in named.items() if _is_weight(those[0][1])}
     start = next(r.theirs[0] for r in layout.rows if "{i}" in r.ours).partition("{i}")[0]
     blocks = (re.match(re.escape(start) + r"(\d+)", name) for name in named)
     depth = max((int(block[1]) + 1 for block in blocks if block), default=0)
+    factors = [
+        (row.ours.format(i=i), row.theirs[0].format(i=i))
+        for row in layout.rows
+        for i in range(depth)
+        if row.reshape == FACTOR
+    ]
+    known = {name for _, name in factors}
+    _refuse([name for name in named if name not in known], named, prefix, taken)
     found = Source(layout, theirs, depth, layout.name, layout.normalisation, taken, left)
     claimed = {}  # our name: the full names of what is it
 
@@ -251,9 +261,10 @@ def _converted(layout, prefix, own, taken, left):
     for row in layout.rows:
         for i in range(depth if "{i}" in row.ours else 1):
             names = [name.format(i=i) for name in row.theirs]
-            if all(name in named for name in names):
+            if row.reshape != FACTOR and all(name in named for name in names):
                 claim(row.ours.format(i=i), names, row.reshape)
     used = {name for full in claimed.values() for name in full}
+    used |= _fold(found, named, factors)
     rest = [short for short, those in named.items() if those[0][0] not in used]
     found.aside = [n for n in rest if n not in theirs or re.search(tables.EXTRAS, n)]
     rest = [name for name in rest if name not in found.aside]
@@ -275,15 +286,37 @@ def _converted(layout, prefix, own, taken, left):
     _check_head(found, claimed)
     _fill(found)
     split = any(".attn.qkv." not in n for n in claimed.get("blocks.0.attn.qkv.weight", ()))
+    beside = [name for name in found.aside if not name.endswith("mask_token")]
     found.doubt = next((why for sure, why in (
         (layout.name != "Hugging Face", "without config.json"),
         (not prefix or prefix.endswith("/"), f"prefix {prefix!r}"),
-        (not found.aside, f"{few(found.aside)} beside them"),
+        (not beside, f"{few(beside)} beside them"),
         ("blocks.0.attn.qkv.bias" in claimed, "no bias of q, k and v"),
         (layout.name != "timm" or not split, "q, k and v apart"),
         ("cls_token" in found.tensors, "no class token"),
     ) if not sure), "")  # fmt: skip
     return found
+
+
+def _fold(found, named, factors):
+    """The rows of our tensors times the factors that are there; their full names."""
+    w, used = found.tensors, set()
+    for ours, name in factors:
+        if name not in named:
+            continue
+        gamma = _tensor(*named[name][0])
+        if ours in w and gamma.shape != w[ours].shape[:1]:
+            raise ValueError(
+                f"{name} is {tuple(gamma.shape)} and is to scale the rows of "
+                f"{found.layout.names(ours)[0]}, {tuple(w[ours].shape)}: one number for each"
+            )
+        if ours in w:  # in float32 at least: the product has more digits than its factors
+            wide = torch.promote_types(w[ours].dtype, torch.float32)
+            rows = gamma.to(wide).reshape(-1, *[1] * (w[ours].ndim - 1))
+            w[ours] = rows * w[ours].to(wide)
+            found.folded |= {name: None}
+            used.add(named[name][0][0])
+    return used
 
 
 def _check_essential(found):
