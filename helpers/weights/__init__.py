@@ -23,15 +23,13 @@ from helpers.weights.names import INTERPOLATIONS, LAYOUTS
 
 @dataclass(frozen=True)
 class Report:
-    """What load_pretrained did. Grids are (rows, columns) of patches, mean and std one per channel.
+    """What load_pretrained did.
 
-    format: "timm", "DeiT" (timm's names; told by a file name that begins with deit), "DINOv2"
-    (timm's names, LayerScale and a mask token), "torchvision", "official", "big_vision",
-    "Hugging Face" or "helpers" (ours). resized: (grid in the file, grid
-    in the model), or None if the positions were copied. head: "kept", "new" (zeros) or "left out".
-    normalisation: (mean, std) on the scale from 0 to 1 that the images need, None where the source
-    does not tell (timm's names serve both 0.5/0.5 and ImageNet's statistics).
-
+    format: "timm", "DeiT" (timm's names in a file whose name begins with deit), "DINOv2" (timm's
+    names, LayerScale and a mask token), "torchvision", "official", "big_vision", "Hugging Face" or
+    "helpers" (ours). resized: (rows, columns) of patches in the file and in the model, or None.
+    head: "kept", "new" (zeros) or "left out". normalisation: (mean, std), one number per channel on
+    the scale from 0 to 1, or None: timm's names serve both 0.5/0.5 and ImageNet's.
     facts: where each fact is from that no shape shows: "told" by an argument or the model, "in the
     file" or beside it, or "assumed": heads of Table 1's sizes, the class token read where there is
     one, the exact GELU, norms before, the library's eps. taken: the key of the set of weights, left
@@ -55,12 +53,12 @@ class Report:
 def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=None, key=None):
     """Copy the weights of source into model, a VisionTransformer -> Report. All of them or none.
 
-    source: a path (.safetensors, .npz, a file of torch.save by any name, or a folder as Hugging
-    Face writes it), a dict of tensors, or a member of one of torchvision's weight enums, which
-    alone may download. key: which of several sets in it, as "model_ema" or "state_dict.teacher".
-    Positions are resized to the model's grid as the source's library does it, or as interpolation
-    says: "official", "torchvision", "timm", "Hugging Face" or "DINOv2"; grid is the (rows, columns)
-    of the source's, where their number leaves it open. With another number of classes, or
+    source: a path (.safetensors, .npz, .onnx, a file of torch.save by any name, or a folder as
+    Hugging Face writes it), a dict of tensors, or a member of one of torchvision's weight enums,
+    which alone may download. key: which of several sets in it, as "state_dict.teacher". Positions
+    are resized to the model's grid as the source's library does it, or as interpolation says:
+    "official", "torchvision", "timm", "Hugging Face" or "DINOv2"; grid is the (rows, columns) of
+    the source's, where their number leaves it open. With another number of classes, or
     new_head=True, the whole head of the source is dropped and a linear layer of zeros takes its
     place (section 3.2 of the paper).
 
@@ -187,9 +185,8 @@ def _export(model, name):
 def resize_positions(pos_embed, old_grid, new_grid, interpolation="official"):
     """Positions (1, N, D) or (1, N+1, D) of one grid -> those of another, in 2-D (section 3.2).
 
-    Grids are (rows, columns). A class row, the first, is set aside and put back. interpolation:
-    "official", "torchvision", "timm", "Hugging Face" or "DINOv2". ValueError for another one, or if
-    the rows do not fit.
+    Grids are (rows, columns). A class row, the first, is set aside and put back. ValueError for an
+    unknown interpolation, or if the rows do not fit.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
@@ -205,9 +202,8 @@ def resize_positions(pos_embed, old_grid, new_grid, interpolation="official"):
     how = dict(INTERPOLATIONS[interpolation])
     if offset := how.pop("offset", 0):
         scale = [(new + offset) / old for new, old in zip(new_grid, old_grid, strict=True)]
-        images = F.interpolate(images, scale_factor=scale, **how)
-    else:
-        images = F.interpolate(images, size=tuple(new_grid), **how)
+    size = {"scale_factor": scale} if offset else {"size": tuple(new_grid)}
+    images = F.interpolate(images, **size, **how)
     rest = images.flatten(2).transpose(1, 2).to(pos_embed.dtype)  # (1, D, h', w') -> (1, N', D)
     return torch.cat([first, rest], dim=1)
 
