@@ -29,12 +29,12 @@ class Report:
     names, LayerScale and a mask token), "torchvision", "official", "big_vision", "Hugging Face" or
     "helpers" (ours). resized: (rows, columns) of patches in the file and in the model, or None.
     head: "kept", "new" (zeros) or "left out". normalisation: (mean, std), one number per channel on
-    the scale from 0 to 1, or None: timm's names serve both 0.5/0.5 and ImageNet's.
-    facts: where each fact is from that no shape shows: "told" by an argument or the model, "in the
-    file" or beside it, or "assumed": heads of Table 1's sizes, the class token read where there is
-    one, the exact GELU, norms before, the library's eps. taken: the key of the set of weights, left
-    those of the others in the file. zeros: what the file lacks and is zeros, as it computes the
-    same. folded: the factors, LayerScale's, that the rows of our matrices and biases have taken in.
+    the scale from 0 to 1, or None: timm's names serve both 0.5/0.5 and ImageNet's. facts: where
+    each fact is from that no shape shows: "told" by an argument or the model, "in the file" or
+    beside it, or "assumed": heads of Table 1's sizes, the class token read where there is one, the
+    exact GELU, norms before, the library's eps. taken: the key of the set of weights, left those of
+    the others in the file. zeros: what the file lacks and is zeros, which computes the same.
+    folded: the factors, LayerScale's, that the rows of our matrices and biases have taken in.
     aside: what is no weight, or of no part of ours, as a mask token.
     """
 
