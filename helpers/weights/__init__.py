@@ -4,7 +4,7 @@
     report = load_pretrained(model, ViT_B_16_Weights.IMAGENET1K_V1)  # torchvision downloads it
     timm_model.load_state_dict(to_timm(model), strict=True)
 
-The names are in helpers/weights/names.py, as tables. Files are read without running code in them.
+The names are in names.py, as tables. Files are read without running code in them.
 """
 
 import math
@@ -125,7 +125,7 @@ def _load(model, found, new_head, interpolation, told):
         )
     missing = model.num_prefix_tokens - class_rows  # a class token without a position gets zeros
     positions = F.pad(weights["pos_embed"], (0, 0, missing, 0))
-    own = {"DeiT": "timm"}.get(found.format, found.format)
+    own = "timm" if found.format == "DeiT" else found.format
     how = interpolation or (own if own in INTERPOLATIONS else "official")
     weights["pos_embed"] = resize_positions(positions, old, new, how)
     model.load_state_dict(weights)
@@ -198,12 +198,11 @@ def resize_positions(pos_embed, old_grid, new_grid, interpolation="official"):
         return pos_embed
     first, rest = pos_embed[:, :class_rows], pos_embed[:, class_rows:]
     images = rest.unflatten(1, tuple(old_grid)).permute(0, 3, 1, 2)  # (1, h, w, D) -> (1, D, h, w)
-    images = images.double() if images.dtype == torch.float64 else images.float()
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
     how = dict(INTERPOLATIONS[interpolation])
     if offset := how.pop("offset", 0):
-        scale = [(new + offset) / old for new, old in zip(new_grid, old_grid, strict=True)]
-    size = {"scale_factor": scale} if offset else {"size": tuple(new_grid)}
-    images = F.interpolate(images, **size, **how)
+        how["scale_factor"] = [(n + offset) / o for n, o in zip(new_grid, old_grid, strict=True)]
+    images = F.interpolate(images, None if offset else tuple(new_grid), **how)
     rest = images.flatten(2).transpose(1, 2).to(pos_embed.dtype)  # (1, D, h', w') -> (1, N', D)
     return torch.cat([first, rest], dim=1)
 
