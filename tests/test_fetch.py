@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.model import VisionTransformer
 from helpers.plotting import sample_photo
 from helpers.weights import fetch as fetching
 from helpers.weights import model_from
 from helpers.weights.__main__ import main
-from helpers.weights.fetch import TRAINED, Trained, fetch, places, trained
+from helpers.weights.fetch import TRAINED, Trained, fetch, find, places
 from helpers.weights.files import opened
+from lab.real_vit import vit_for_photographs, witness
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -169,33 +169,13 @@ def test_onnx_gets_its_names_back(tmp_path):
         model_from(tmp_path / "vit.onnx", num_heads=5)
 
 
-def have(name):
-    """Whether a trained model is here already; tests fetch nothing."""
-    return any((folder / TRAINED[name].file).is_file() for folder in places())
-
-
-@pytest.mark.skipif(not have("vit-s14"), reason="python -m helpers.weights vit-s14 was not called")
+@pytest.mark.skipif(not find("vit-s14"), reason="python -m helpers.weights vit-s14 was not called")
 def test_every_token_of_vit_s14_equals_onnxruntimes():
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    model, report = trained("vit-s14", img_size=224)
-    assert isinstance(model, VisionTransformer) and report.resized == ((37, 37), (16, 16))
-    assert sum(p.numel() for p in model.parameters()) == 21_619_584
-    graph = onnx.load(str(fetch("vit-s14")))
-    named = {node.name: node.output[0] for node in graph.graph.node}
-    blocks = [
-        [out for name, out in named.items() if name.startswith(f"/backbone/encoder/layer.{i}/Add")]
-        for i in range(12)
-    ]
-    wanted = [outputs[-1] for outputs in blocks] + [named["/backbone/layernorm/Add_1"]]
-    for name in wanted:
-        graph.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
-    session = runtime.InferenceSession(
-        graph.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in report.normalisation)
-    photo = torch.from_numpy(sample_photo("china.jpg", 224))
-    x = ((photo / 255 - mean) / std)[None]
-    theirs = session.run(wanted, {"input_image": x.numpy()})
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model, see, real = vit_for_photographs(224)
+    assert real and sum(p.numel() for p in model.parameters()) == 21_619_584
+    x = see(sample_photo("china.jpg", 224))
+    theirs = witness(x)
     tokens = []
     hooks = [
         block.register_forward_hook(lambda *given: tokens.append(given[2]))

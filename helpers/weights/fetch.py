@@ -87,19 +87,27 @@ def places():
     return [DATA_FOLDER / "checkpoints", *(folder / "checkpoints" for folder in own)]
 
 
+def find(name):
+    """The path of one of TRAINED if a place has it, else None. ValueError as fetch."""
+    if name not in TRAINED:
+        raise ValueError(f"{name!r} is none of {', '.join(TRAINED)}")
+    model = TRAINED[name]
+    for path in (folder / model.file for folder in places()):
+        if path.is_file():
+            _check(path, model.sha256)
+            return path
+    return None
+
+
 def fetch(name):
     """The path of one of TRAINED, downloaded if no place has it.
 
     ValueError for another name, or a file that is not the published one; OSError, in one line that
     says what to do, if it cannot be had or the folder cannot be written to.
     """
-    if name not in TRAINED:
-        raise ValueError(f"{name!r} is none of {', '.join(TRAINED)}")
+    if found := find(name):
+        return found
     model = TRAINED[name]
-    for folder in places():
-        if (folder / model.file).is_file():
-            _check(folder / model.file, model.sha256)
-            return folder / model.file
     path = places()[0] / model.file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
