@@ -1,5 +1,7 @@
 """The trained ViT-S/14 of notebooks 11 and 12, and a witness that computes its tokens otherwise."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -41,6 +43,19 @@ def vit_for_photographs(img_size=224):
         return ((photo / 255 - mean) / std)[None]
 
     return model.eval(), see, real
+
+
+def as_pixels(see, photo):
+    """What see makes of a photo, as the explorer wants it: (uint8 (1, C, H, W), facts on images).
+
+    The mean and standard deviation are read off from black and white.
+    """
+    black, white = (see(np.full((3, 8, 8), grey, np.uint8))[0, :, :1, :1] for grey in (0, 255))
+    std = 1 / (white - black)  # (C, 1, 1)
+    mean = -black * std
+    pixels = (255 * (see(photo) * std + mean)).round().to(torch.uint8)
+    return pixels, SimpleNamespace(mean=mean.flatten().tolist(), std=std.flatten().tolist(),
+                                   classes=tuple("0123456789"))  # fmt: skip
 
 
 def witness(x):

@@ -92,8 +92,20 @@ def test_what_is_too_large_gets_coarser_steps_or_is_refused_with_advice(monkeypa
     fits = int(re.search(r"images\[:(\d)\]", str(error.value))[1])
     assert len(explorer(model, pictures[:fits], data).data) <= 300_000
     monkeypatch.setattr(module, "LIMIT", 5_000)
-    with pytest.raises(ValueError, match="send a model with larger patches"):
+    with pytest.raises(ValueError, match="send fewer layers, or a model with larger patches"):
         explorer(build("token"), images[:1], data)
+
+
+def test_some_layers_and_pictures_of_the_tokens_can_be_sent():
+    tokens = torch.randint(256, (3, 3, 4, 4), dtype=torch.uint8)
+    page = explorer(build("token"), images, data, layers=[1, 3], behind=("colours", tokens)).data
+    facts, values, rollout = given(page)
+    true_values, true_rollout = truth(build("token"), images, data)
+    assert facts["numbers"] == [1, 3] and abs(values - true_values[[0, 2]]).max() < 0.01
+    assert abs(rollout - true_rollout).max() < 0.01  # of all three layers
+    assert len(facts["behind"]) == 3 and facts["behindName"] == "colours"
+    with pytest.raises(ValueError, match=r"layers \[4\] asked for, the model has 1 to 3"):
+        explorer(build("token"), images, data, layers=[4])
 
 
 def test_same_input_same_bytes_and_nothing_from_elsewhere():
