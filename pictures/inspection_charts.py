@@ -187,37 +187,39 @@ def heads_at(photo, maps, query, title=""):
     return figure
 
 
-def maps_under_photos(photos, rows, title="", size=1.35, units=None):
-    """Photographs uint8 (C, H, W) in a row, and below them {name: maps (n, rows, cols)}.
+def maps_under_photos(photos, rows, title="", even=None, size=1.15):
+    """Photographs uint8 (C, H, W) in a row, or None, and below them {name: maps (n, rows, cols)}.
 
-    Each map has a scale of its own, from 0 (what is below 0 is as 0) to its largest number. units:
-    {name: what one is worth in even shares}: then the largest is written below the map.
+    Each map has a scale of its own, from 0 (what is below 0 is as 0) to its largest number. even:
+    how many even shares 1 is; then the largest number is written below each map, in such shares.
     """
-    n, units = len(photos), units or {}
-    figure, axes = plt.subplots(len(rows) + 1, n, dpi=90, squeeze=False, layout="constrained",
-                                figsize=(n * size + 0.4, (len(rows) + 1) * (size + 0.1) + 0.3))  # fmt: skip
-    for ax, photo in zip(axes[0], photos, strict=True):
-        draw_image(ax, photo)
-    for line, (name, maps) in zip(axes[1:], rows.items(), strict=True):
-        for ax, found in zip(line, maps, strict=True):
+    lines = ({} if photos is None else {"": list(photos)}) | rows
+    n = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(lines), n, dpi=80, squeeze=False, layout="constrained",
+                                figsize=(n * size + 0.4, len(lines) * (size + 0.12) + 0.2))  # fmt: skip
+    for line, (name, pictures) in zip(axes, lines.items(), strict=True):
+        for ax, found in zip(line, pictures, strict=True):
+            if not name:
+                draw_image(ax, found)
+                continue
             found = np.asarray(found, dtype=float)
             ax.imshow(found, vmin=0, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-            if name in units:
-                ax.set_xlabel(f"{found.max() * units[name]:.1f}", size=8, labelpad=1)
+            if even:
+                ax.set_xlabel(f"{found.max() * even:.1f}", size=8, labelpad=1)
         line[0].set_ylabel(name, size=9)
     figure.suptitle(title, size=10)
     return figure
 
 
-def same_parts(photos, places, grid, title="", size=2.6):
+def same_parts(photos, places, grid, title="", size=2.3):
     """Numbered frames at patches: photos {name: uint8 (C, H, W)}, places {row: {name: patches}}.
 
     One row of photographs for each entry of places (a model, say); frame i has the same colour
     everywhere. Patches are numbers, row by row, in a grid of (rows, cols).
     """
     colors = ("keys", "queries", "values", "patches", "class token", "positions")
-    figure, axes = plt.subplots(len(places), len(photos), dpi=80, squeeze=False,
+    figure, axes = plt.subplots(len(places), len(photos), dpi=70, squeeze=False,
                                 figsize=(size * len(photos), size * len(places) + 0.4),
                                 layout="constrained")  # fmt: skip
     for line, (row, found) in zip(axes, places.items(), strict=True):
@@ -230,8 +232,9 @@ def same_parts(photos, places, grid, title="", size=2.6):
                 box = {"boxstyle": "circle,pad=0.15", "fc": color, "ec": "white"}
                 where = (c + (2.4 if c < grid[1] - 4 else -1.4), r + 0.5)
                 ax.text(*where, str(i), size=8, ha="center", va="center", color="white", bbox=box)
-            ax.set_title(name, size=9)
         line[0].set_ylabel(row, size=9)
+    for ax, name in zip(axes[0], photos, strict=True):
+        ax.set_title(name, size=9)
     figure.suptitle(title, size=10)
     return figure
 
