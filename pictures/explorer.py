@@ -43,8 +43,8 @@ def explorer(model, images, data, titles=None, layers=None, behind=None, limit=N
     (C, rows, cols)), which the reader can lay behind the maps in the place of the images.
 
     Attention is sent in 8 bits: byte times step, where step is 1/255 of the largest number of that
-    layer and head. Where that would be too much for limit bytes (300,000), small steps are made coarser, at
-    most what a token would get if all got the same; the figure says how exact its numbers are.
+    layer and head. Where that would be too much for limit bytes (300,000), small steps are made
+    coarser, at most what a token gets if all get the same; the figure says how exact they are.
     The same input gives the same bytes. ValueError for images, titles or classes that do not fit,
     or if there is more than the limit holds.
     """
@@ -143,8 +143,8 @@ def packed(maps, rollout, coarser=0):
     T = rollout.shape[-1]
     values = torch.stack(maps).transpose(1, 2).double().numpy()  # (L, h, n, T, T)
     blocks = [*values.reshape(-1, values[0, 0].size), rollout.double().numpy().ravel()]
-    least = [coarser / T] * (len(blocks) - 1) + [coarser / T / 5]  # the rollout is one map: finer
-    steps = [float(f"{max(b.max() / 254.5, low):.6g}") for b, low in zip(blocks, least, strict=True)]
+    low = [coarser / T] * (len(blocks) - 1) + [coarser / T / 5]  # the rollout is one map: finer
+    steps = [float(f"{max(b.max() / 254.5, s):.6g}") for b, s in zip(blocks, low, strict=True)]
     counts = [np.rint(b / step).astype(np.uint8) for b, step in zip(blocks, steps, strict=True)]
     # Matches are few among fine numbers: without looking for them zlib makes it a tenth smaller.
     ways = (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY) if coarser else (zlib.Z_HUFFMAN_ONLY,)

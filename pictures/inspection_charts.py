@@ -112,7 +112,7 @@ def accuracy_panels(panels, chance=None, title="", cols=2):
 
 
 def filters_beside(components):
-    """Figure 7, left: {name: components (n, C, P, P), 0.5 is zero}, seven in a row for each name."""
+    """Figure 7, left: {name: components (n, C, P, P), 0.5 is zero}, seven in a row for each."""
     figure, axes = plt.subplots(1, len(components), figsize=(4.6 * len(components), 2.95), dpi=90,
                                 squeeze=False, layout="constrained")  # fmt: skip
     for ax, (name, found) in zip(axes[0], components.items(), strict=True):
@@ -195,8 +195,9 @@ def maps_under_photos(photos, rows, title="", even=None, size=1.15):
     """
     lines = ({} if photos is None else {"": list(photos)}) | rows
     n = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(lines), n, dpi=80, squeeze=False, layout="constrained",
-                                figsize=(n * size + 0.4, len(lines) * (size + 0.12) + 0.2))  # fmt: skip
+    whole = (n * size + 0.4, len(lines) * (size + 0.12) + 0.2)
+    figure, axes = plt.subplots(len(lines), n, figsize=whole, dpi=80, squeeze=False,
+                                layout="constrained")  # fmt: skip
     for line, (name, pictures) in zip(axes, lines.items(), strict=True):
         for ax, found in zip(line, pictures, strict=True):
             if not name:

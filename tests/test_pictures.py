@@ -375,7 +375,7 @@ def test_charts_say_what_does_not_fit():
         (inside.masks_over_images, [[image()] * 2, {"m": [[[1]]]}, ["a", "b"]], "2 images"),
         (inside.accuracy_panels, [{}], "nothing to draw"),
         (inside.attention_on_image, [image(), torch.rand(6), (2, 2)], "2 x 2 = 4 weights"),
-        (inside.grid_of_grids, [{"one": torch.rand(6, 6)}, (2, 2)], r"\(6, 6\) given, for .* 2 x 2"),
+        (inside.grid_of_grids, [{"one": torch.rand(6, 6)}, (2, 2)], r"\(6, 6\) given.* 2 x 2"),
         (seed_dots, [{"a": one, "b": {"two": one["one"]}}], "the same rows"),
         (seed_lines, [{}, "rate"], "no panels"),
         (by_size, [{}], "no panels"),
