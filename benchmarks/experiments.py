@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from helpers.checkpoints import write_json
 from helpers.scale.run_folder import machine, versions
-from lab import cost, masked_patches, task_trials
+from lab import cost, masked_patches, task_trials, transfer
 from lab.trials import RESULTS
 
 # How each data set is trained in the appendix: 15 and 3 epochs in batches of 64 images.
@@ -171,6 +171,7 @@ EXPERIMENTS = {
     "one_order": one_order,
     "hunger_digits": hunger_digits,
     "few_labels": lambda: masked_patches.POINTS,
+    "transfer": lambda: transfer.POINTS,
     "bill": lambda: cost.POINTS,
 }  # fmt: skip
 

@@ -5,6 +5,8 @@ caller. Images are uint8 and
 channels first, (C, H, W) with C = 1 (grey) or 3 (RGB), as tensors or arrays.
 """
 
+from importlib import resources
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
@@ -59,23 +61,35 @@ def pale(color, towards_white=0.8):
     return to_hex([c + (1 - c) * towards_white for c in to_rgb(color)])
 
 
-def sample_photo(name="china.jpg", size=210):
-    """A photograph that comes with a library, uint8 (3, H, W); size is an int or (H, W).
+PHOTOS = (
+    "astronaut.png", "chelsea.png", "china.jpg", "coffee.png", "flower.jpg", "grace_hopper.jpg",
+    "rocket.jpg",
+)  # fmt: skip
 
-    The largest middle part of that shape, made smaller. "china.jpg" (by danielbuechele) and
-    "flower.jpg" (by vultilion), both from Flickr, CC BY 2.0, come with scikit-learn;
-    "grace_hopper.jpg" (James S. Davis, US Navy, public domain) with matplotlib.
+
+def sample_photo(name="china.jpg", size=210):
+    """One of PHOTOS, which come with libraries, uint8 (3, H, W); size is an int or (H, W).
+
+    The largest middle part of that shape. "china.jpg" (by danielbuechele) and "flower.jpg" (by
+    vultilion), both from Flickr, CC BY 2.0, come with scikit-learn; "grace_hopper.jpg" (James S.
+    Davis, US Navy, public domain) with matplotlib; "astronaut.png" (NASA), "rocket.jpg" (SpaceX),
+    both public domain, "chelsea.png" (Stéfan van der Walt) and "coffee.png" (Rachel Michetti), both
+    CC0, with scikit-image. ValueError for another name.
     """
+    if name not in PHOTOS:
+        raise ValueError(f"{name!r} is none of {', '.join(PHOTOS)}")
     H, W = (size, size) if isinstance(size, int) else size
     if name == "grace_hopper.jpg":
         from matplotlib.cbook import get_sample_data
 
         with get_sample_data(name) as file:
             photo = Image.open(file).convert("RGB")
-    else:
+    elif name in ("china.jpg", "flower.jpg"):
         from sklearn.datasets import load_sample_image
 
         photo = Image.fromarray(load_sample_image(name))
+    else:
+        photo = Image.open(str(resources.files("skimage") / "data" / name)).convert("RGB")
     photo = ImageOps.fit(photo, (W, H), Image.Resampling.LANCZOS)
     return np.array(photo).transpose(2, 0, 1)
 

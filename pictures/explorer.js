@@ -15,7 +15,7 @@
   const state = {
     image: 0, layer: layers - 1, head: heads, // head `heads` is the mean, layer `layers` the rollout
     query: first ? 0 : Math.floor(rows / 2) * cols + Math.floor(cols / 2),
-    hovered: null, key: null, behind: 0.2,
+    hovered: null, key: null, behind: 0.2, under: 0, // under 0 is the image, 1 the picture of its tokens
   };
   const looking = () => state.hovered ?? state.query;
 
@@ -71,10 +71,11 @@
   };
   const count = (n, name) => Array.from({ length: n }, (_, i) => `${name}${i + 1}`);
   const [imageLabel] = chooser("Image", given.titles, 0, (i) => update({ image: i }));
-  const [layerLabel, layerSelect] = chooser("Layer", [...count(layers, ""), "all: rollout"],
+  const [layerLabel, layerSelect] = chooser("Layer", [...given.numbers, "all: rollout"],
     state.layer, (i) => update({ layer: i }));
   const [headLabel, headSelect] = chooser("Head", [...count(heads, ""), "mean of the heads"],
     state.head, (i) => update({ head: i }));
+  const [underLabel] = chooser("Behind", ["the image", given.behindName], 0, (i) => update({ under: i }));
   const slider = make("input", { type: "range", min: 0, max: 80, step: 10, value: 100 * state.behind, ...ours });
   slider.addEventListener("input", () => update({ behind: slider.value / 100 }));
 
@@ -145,7 +146,7 @@
   table.append(make("tr", {}, make("th", {}, "head"),
     ...[...count(heads, ""), "mean"].map((name) => make("th", { scope: "col" }, name))));
   for (let layer = 0; layer < layers; layer++) {
-    table.append(make("tr", {}, make("th", { scope: "row" }, `layer ${layer + 1}`),
+    table.append(make("tr", {}, make("th", { scope: "row" }, `layer ${given.numbers[layer]}`),
       ...Array.from({ length: heads + 1 }, (_, head) => thumb(layer, head))));
   }
   table.append(make("tr", {}, make("th", { scope: "row" }, "rollout"), thumb(layers, heads)));
@@ -169,7 +170,7 @@
   every.classList.add("vx-every");
   const live = make("div", { class: "vx-live", role: "group", "aria-label": "Attention explorer" },
     make("div", { class: "vx-controls" }, imageLabel, layerLabel, headLabel,
-      make("label", {}, "Image behind", slider)),
+      ...(given.behind.length ? [underLabel] : []), make("label", {}, "Image behind", slider)),
     make("div", { class: "vx-panels" },
       titled("Who looks? Point at a patch; a click keeps it.", asks.node, answer), look,
       every),
@@ -185,12 +186,14 @@
     const highest = largest(row);
     const who = query < first ? "the class token" : `the patch in ${place(query)}`;
     const where = rollout ? "rollout over all layers"
-      : `layer ${layer + 1}, ${head < heads ? `head ${head + 1}` : "mean of the heads"}`;
+      : `layer ${given.numbers[layer]}, ${head < heads ? `head ${head + 1}` : "mean of the heads"}`;
 
     layerSelect.value = layer;
     headSelect.value = head;
     headSelect.disabled = rollout;
-    for (const { patches } of [asks, looks]) patches.style.backgroundImage = `url(${given.pictures[image]})`;
+    for (const { patches } of [asks, looks]) {
+      patches.style.backgroundImage = `url(${(state.under ? given.behind : given.pictures)[image]})`;
+    }
     for (let token = 0; token < tokens; token++) {
       const ask = asks.cells[token];
       const seen = looks.cells[token];

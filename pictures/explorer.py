@@ -27,23 +27,26 @@ from helpers.plotting import COLORS, draw_image, pixels
 
 LIMIT = 300_000  # bytes of HTML: a notebook with a few such figures still opens at once
 SHADES = 16  # of viridis that are sent; the script mixes what lies between
-COARSER = (0, 1 / 40, 1 / 20, 1 / 10, 1 / 5)  # smallest steps, in even shares
+COARSER = (0, 1 / 40, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1)  # smallest steps, in even shares
+PHOTOGRAPH = 200  # pixels a side from which a picture is sent as a JPEG
 MOST_LAYERS = 6  # in the still picture
 
 
-def explorer(model, images, data, titles=None):
+def explorer(model, images, data, titles=None, layers=None, behind=None, limit=None):
     """Who looks where, to be played with: images uint8 (n, C, H, W) -> IPython.display.HTML.
 
     The reader chooses an image, a layer or the rollout, a head or the mean of the heads, and then,
     by pointing or with the arrow keys, the token that looks: a patch, or the class token if the
     model has one. data: the ImageData that says how images are normalised and what classes are
-    called; titles: n names for the images, by default their numbers.
+    called; titles: n names for the images, by default their numbers. layers: those that are sent,
+    from 1, by default all; the rollout is of all. behind: (name, n pictures of the tokens, uint8
+    (C, rows, cols)), which the reader can lay behind the maps in the place of the images.
 
     Attention is sent in 8 bits: byte times step, where step is 1/255 of the largest number of that
-    layer and head. Where that would be too much for 300 kB, small steps are made coarser, at most a
-    fifth of what a token would get if all got the same; the figure says how exact its numbers are.
+    layer and head. Where that would be too much for limit bytes (300,000), small steps are made
+    coarser, at most what a token gets if all get the same; the figure says how exact they are.
     The same input gives the same bytes. ValueError for images, titles or classes that do not fit,
-    or if there is more than 300 kB hold.
+    or if there is more than the limit holds.
     """
     titles = check(model, images, data, titles)
     with torch.no_grad(), visiting(model):
@@ -54,29 +57,36 @@ def explorer(model, images, data, titles=None):
     still = still_picture(images[0], maps, rollout, model)
     shown = torch.arange(rollout.shape[-1])  # the class token and the patches, no tokens between
     shown = shown[(shown < 1) | (shown >= model.num_prefix_tokens)]
-    maps = [found[..., shown[:, None], shown] for found in maps]
+    layers = list(range(1, len(maps) + 1)) if layers is None else list(layers)
+    if not layers or not set(layers) <= set(range(1, len(maps) + 1)):
+        raise ValueError(f"layers {layers} asked for, the model has 1 to {len(maps)}")
+    maps = [maps[layer - 1][..., shown[:, None], shown] for layer in layers]
     rollout = rollout[..., shown[:, None], shown]
     names = data.classes if hasattr(model.head, "out_features") else ()  # without a head: none
     facts = {
         "rows": model.patch_embed.grid_size[0],
         "cols": model.patch_embed.grid_size[1],
         "layers": len(maps),
+        "numbers": layers,
         "heads": maps[0].shape[1],
         "classToken": model.num_prefix_tokens > 0,
         "titles": titles,
         "pictures": [picture(image) for image in images],
+        "behind": [picture(image) for image in behind[1]] if behind else [],
+        "behindName": behind[0] if behind else "",
         "predictions": [answers(row, names) for row in shares],
         "shades": [to_hex(colormaps["viridis"](i / (SHADES - 1))) for i in range(SHADES)],
     }
+    limit = limit or LIMIT
     for coarser in COARSER:
         facts |= packed(maps, rollout, coarser)
         page = assembled(facts, still)
-        if (size := len(page.encode())) <= LIMIT:
+        if (size := len(page.encode())) <= limit:
             return HTML(page)
     raise ValueError(
         f"{len(images)} images, {len(maps)} layers and {maps[0].shape[1]} heads of "
-        f"{rollout.shape[-1]} tokens make {size / 1000:.0f} kB of HTML, {LIMIT // 1000} kB is the "
-        f"limit: send {advice(len(images), size)}"
+        f"{rollout.shape[-1]} tokens make {size / 1000:.0f} kB of HTML, {limit // 1000} kB is the "
+        f"limit: send {advice(len(images), size, limit)}"
     )
 
 
@@ -109,8 +119,12 @@ def answers(shares, names, n=3):
 
 
 def picture(image):
-    """A uint8 image (C, H, W) as a PNG in a data: address."""
-    return png(Image.fromarray(pixels(image)))
+    """A uint8 image (C, H, W) in a data: address: a PNG, or a JPEG where it is a photograph."""
+    drawn = Image.fromarray(pixels(image))
+    if min(drawn.size) < PHOTOGRAPH:
+        return png(drawn)
+    drawn.save(out := io.BytesIO(), "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def png(image):
@@ -129,11 +143,14 @@ def packed(maps, rollout, coarser=0):
     T = rollout.shape[-1]
     values = torch.stack(maps).transpose(1, 2).double().numpy()  # (L, h, n, T, T)
     blocks = [*values.reshape(-1, values[0, 0].size), rollout.double().numpy().ravel()]
-    steps = [float(f"{max(block.max() / 254.5, coarser / T):.6g}") for block in blocks]
+    low = [coarser / T] * (len(blocks) - 1) + [coarser / T / 5]  # the rollout is one map: finer
+    steps = [float(f"{max(b.max() / 254.5, s):.6g}") for b, s in zip(blocks, low, strict=True)]
     counts = [np.rint(b / step).astype(np.uint8) for b, step in zip(blocks, steps, strict=True)]
-    # Matches are few among such numbers: without looking for them zlib makes it a tenth smaller.
-    stream = zlib.compressobj(9, zlib.DEFLATED, 15, 8, zlib.Z_HUFFMAN_ONLY)
-    stored = stream.compress(np.concatenate(counts).tobytes()) + stream.flush()
+    # Matches are few among fine numbers: without looking for them zlib makes it a tenth smaller.
+    ways = (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY) if coarser else (zlib.Z_HUFFMAN_ONLY,)
+    streams = [zlib.compressobj(9, zlib.DEFLATED, 15, 8, way) for way in ways]
+    all_bytes = np.concatenate(counts).tobytes()
+    stored = min((stream.compress(all_bytes) + stream.flush() for stream in streams), key=len)
     heads = values.shape[1]
     return {
         "attention": "data:application/zlib;base64," + base64.b64encode(stored).decode(),
@@ -142,12 +159,12 @@ def packed(maps, rollout, coarser=0):
     }
 
 
-def advice(n, size):
+def advice(n, size, limit):
     """What would fit: fewer images, or, if already one is too much, a smaller model."""
-    fewer = int(n * 0.9 * LIMIT / size)
+    fewer = int(n * 0.9 * limit / size)
     if fewer or n > 1:
         return f"images[:{max(fewer, 1)}]"
-    return "a model with larger patches, fewer layers or fewer heads"
+    return "fewer layers, or a model with larger patches or fewer heads"
 
 
 def still_picture(image, maps, rollout, model):

@@ -5,9 +5,10 @@ Every function returns its figure and leaves plt.show() to the caller.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from helpers.plotting import COLORS, draw_image
+from helpers.plotting import COLORS, SIGNED, draw_image
 
 STYLES = [("keys", "o", "-"), ("queries", "s", "--"), ("values", "^", ":"), ("residual", "D", "-.")]
 
@@ -71,7 +72,7 @@ def masks_over_images(images, masks, titles, correct=None, title="", size=1.3):
             extent = (0, cols, rows, 0)
             draw_image(ax, image, extent=extent)
             ax.imshow(mask, extent=extent, vmin=limits[0], vmax=limits[1], alpha=0.65,
-                      cmap="RdBu_r" if signed else "viridis")  # fmt: skip
+                      cmap=SIGNED if signed else "viridis")  # fmt: skip
         row[0].set_ylabel(name, size=9)
     axes[0, 0].set_ylabel("image", size=9)
     figure.suptitle(title, size=10)
@@ -110,27 +111,130 @@ def accuracy_panels(panels, chance=None, title="", cols=2):
     return figure
 
 
-def grid_of_grids(similarity, grid, title=""):
-    """Figure 7, centre: the small picture at row r, column c is row (r, c) of similarity (N, N).
+def filters_beside(components):
+    """Figure 7, left: {name: components (n, C, P, P), 0.5 is zero}, seven in a row for each."""
+    figure, axes = plt.subplots(1, len(components), figsize=(4.6 * len(components), 2.95), dpi=90,
+                                squeeze=False, layout="constrained")  # fmt: skip
+    for ax, (name, found) in zip(axes[0], components.items(), strict=True):
+        found = np.asarray(found)
+        n, C, P, _ = found.shape
+        rows = -(-n // 7)
+        mosaic = np.ones((rows, P + 1, 7, P + 1, C))  # white between them
+        for i, one in enumerate(found):
+            mosaic[i // 7, :P, i % 7, :P] = one.transpose(1, 2, 0)
+        picture = mosaic.reshape(rows * (P + 1), 7 * (P + 1), C)[:-1, :-1]
+        ax.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name, size=10)
+        ax.spines[:].set_visible(False)
+    return figure
 
-    grid: (rows, cols) of the patches; ValueError if N is not rows * cols.
+
+def grid_of_grids(similarities, grid, title="", every=1):
+    """Figure 7, centre: {name: (N, N)}; the small picture at row r, column c is row (r, c) of it.
+
+    grid: (rows, cols) of the patches; every: 2 draws every second row and column of small pictures.
+    ValueError if N is not rows * cols.
     """
     rows, cols = grid
-    if np.shape(similarity) != (rows * cols, rows * cols):
-        raise ValueError(
-            f"similarity of shape {tuple(np.shape(similarity))} given, for a grid of {rows} x "
-            f"{cols} patches ({rows * cols}, {rows * cols}) is needed"
-        )
-    gaps = np.full((rows, rows + 1, cols, cols + 1), np.nan)  # white between the small pictures
-    small = np.asarray(similarity).reshape(rows, cols, rows, cols)
-    gaps[:, :-1, :, :-1] = small.transpose(0, 2, 1, 3)
-    picture = gaps.reshape(rows * (rows + 1), cols * (cols + 1))[:-1, :-1]
-    figure, ax = plt.subplots(figsize=(5.4, 4.6), dpi=100, layout="constrained")
-    shown = ax.imshow(picture, vmin=-1, vmax=1, interpolation="nearest")
-    figure.colorbar(shown, ax=ax, fraction=0.05).set_label("cosine similarity", size=9)
-    ax.set_xticks(np.arange(cols) * (cols + 1) + (cols - 1) / 2, labels=range(1, cols + 1))
-    ax.set_yticks(np.arange(rows) * (rows + 1) + (rows - 1) / 2, labels=range(1, rows + 1))
-    ax.set(xlabel="column of the patch", ylabel="row of the patch")
-    ax.set_title(title, size=10)
-    ax.spines[:].set_visible(False)
+    figure, axes = plt.subplots(1, len(similarities), figsize=(4.4 * len(similarities) + 0.7, 4.4),
+                                dpi=90, squeeze=False, layout="constrained")  # fmt: skip
+    for ax, (name, similarity) in zip(axes[0], similarities.items(), strict=True):
+        if np.shape(similarity) != (rows * cols, rows * cols):
+            raise ValueError(
+                f"similarity of shape {tuple(np.shape(similarity))} given, for a grid of {rows} x "
+                f"{cols} patches ({rows * cols}, {rows * cols}) is needed"
+            )
+        small = np.asarray(similarity).reshape(rows, cols, rows, cols)[::every, ::every]
+        down, across = small.shape[:2]
+        gaps = np.full((down, rows + 1, across, cols + 1), np.nan)  # white between small pictures
+        gaps[:, :-1, :, :-1] = small.transpose(0, 2, 1, 3)
+        picture = gaps.reshape(down * (rows + 1), across * (cols + 1))[:-1, :-1]
+        shown = ax.imshow(picture, vmin=-1, vmax=1, cmap=SIGNED, interpolation="nearest")
+        places = np.arange(across) * (cols + 1) + (cols - 1) / 2
+        ax.set_xticks(places, labels=range(0, cols, every))
+        places = np.arange(down) * (rows + 1) + (rows - 1) / 2
+        ax.set_yticks(places, labels=range(0, rows, every))
+        ax.set(xlabel="column of the patch", ylabel="row of the patch")
+        ax.set_title(name, size=10)
+        ax.spines[:].set_visible(False)
+    figure.colorbar(shown, ax=axes, fraction=0.05, shrink=0.8).set_label("cosine", size=9)
+    figure.suptitle(title, size=10)
+    return figure
+
+
+def heads_at(photo, maps, query, title=""):
+    """Where one patch looks, head by head: photo (C, H, W), {name: (rows, cols)}, query (row, col).
+
+    The photograph with a frame around the patch that looks, and beside it each map on its own
+    scale, from 0; below it the share of its brightest patch.
+    """
+    figure, axes = plt.subplots(1, len(maps) + 1, figsize=(1.5 * len(maps) + 1.6, 2.1), dpi=100,
+                                layout="constrained")  # fmt: skip
+    rows, cols = np.shape(next(iter(maps.values())))
+    draw_image(axes[0], photo, extent=(-0.5, cols - 0.5, rows - 0.5, -0.5))
+    axes[0].set_title("who looks", size=9)
+    for ax, (name, weights) in zip(axes[1:], maps.items(), strict=True):
+        weights = np.asarray(weights, dtype=float)
+        ax.imshow(weights, vmin=0, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name, size=9)
+        ax.set_xlabel(f"up to {100 * weights.max():.1f}%", size=8)
+    for ax in axes:
+        frame = {"fc": "none", "ec": COLORS["wrong"], "lw": 1.8}
+        ax.add_patch(Rectangle((query[1] - 0.5, query[0] - 0.5), 1, 1, **frame))
+    figure.suptitle(title, size=10)
+    return figure
+
+
+def maps_under_photos(photos, rows, title="", even=None, size=1.15):
+    """Photographs uint8 (C, H, W) in a row, or None, and below them {name: maps (n, rows, cols)}.
+
+    Each map has a scale of its own, from 0 (what is below 0 is as 0) to its largest number. even:
+    how many even shares 1 is; then the largest number is written below each map, in such shares.
+    """
+    lines = ({} if photos is None else {"": list(photos)}) | rows
+    n = len(next(iter(rows.values())))
+    whole = (n * size + 0.4, len(lines) * (size + 0.12) + 0.2)
+    figure, axes = plt.subplots(len(lines), n, figsize=whole, dpi=80, squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for line, (name, pictures) in zip(axes, lines.items(), strict=True):
+        for ax, found in zip(line, pictures, strict=True):
+            if not name:
+                draw_image(ax, found)
+                continue
+            found = np.asarray(found, dtype=float)
+            ax.imshow(found, vmin=0, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            if even:
+                ax.set_xlabel(f"{found.max() * even:.1f}", size=8, labelpad=1)
+        line[0].set_ylabel(name, size=9)
+    figure.suptitle(title, size=10)
+    return figure
+
+
+def same_parts(photos, places, grid, title="", size=2.3):
+    """Numbered frames at patches: photos {name: uint8 (C, H, W)}, places {row: {name: patches}}.
+
+    One row of photographs for each entry of places (a model, say); frame i has the same colour
+    everywhere. Patches are numbers, row by row, in a grid of (rows, cols).
+    """
+    colors = ("keys", "queries", "values", "patches", "class token", "positions")
+    figure, axes = plt.subplots(len(places), len(photos), dpi=70, squeeze=False,
+                                figsize=(size * len(photos), size * len(places) + 0.4),
+                                layout="constrained")  # fmt: skip
+    for line, (row, found) in zip(axes, places.items(), strict=True):
+        for ax, (name, photo) in zip(line, photos.items(), strict=True):
+            draw_image(ax, photo, extent=(0, grid[1], grid[0], 0))
+            for i, patch in enumerate(found[name]):
+                r, c = divmod(int(patch), grid[1])
+                color = COLORS[colors[i % len(colors)]]
+                ax.add_patch(Rectangle((c, r), 1, 1, fill=False, ec=color, lw=2.5))
+                box = {"boxstyle": "circle,pad=0.15", "fc": color, "ec": "white"}
+                where = (c + (2.4 if c < grid[1] - 4 else -1.4), r + 0.5)
+                ax.text(*where, str(i), size=8, ha="center", va="center", color="white", bbox=box)
+        line[0].set_ylabel(row, size=9)
+    for ax, name in zip(axes[0], photos, strict=True):
+        ax.set_title(name, size=9)
+    figure.suptitle(title, size=10)
     return figure

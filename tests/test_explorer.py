@@ -23,6 +23,7 @@ from nbclient import NotebookClient
 from helpers.augmentation import normalize
 from helpers.inspection import attention_maps, attention_rollout
 from helpers.model import VisionTransformer
+from lab.real_vit import as_pixels
 from pictures import explorer as module
 from pictures.explorer import explorer
 from tests.notebook_rules import DEBRIS, MACHINE, REMOTE, ROOT
@@ -92,8 +93,29 @@ def test_what_is_too_large_gets_coarser_steps_or_is_refused_with_advice(monkeypa
     fits = int(re.search(r"images\[:(\d)\]", str(error.value))[1])
     assert len(explorer(model, pictures[:fits], data).data) <= 300_000
     monkeypatch.setattr(module, "LIMIT", 5_000)
-    with pytest.raises(ValueError, match="send a model with larger patches"):
+    with pytest.raises(ValueError, match="send fewer layers, or a model with larger patches"):
         explorer(build("token"), images[:1], data)
+
+
+def test_some_layers_and_pictures_of_the_tokens_can_be_sent():
+    tokens = torch.randint(256, (3, 3, 4, 4), dtype=torch.uint8)
+    page = explorer(build("token"), images, data, layers=[1, 3], behind=("colours", tokens)).data
+    facts, values, rollout = given(page)
+    true_values, true_rollout = truth(build("token"), images, data)
+    assert facts["numbers"] == [1, 3] and abs(values - true_values[[0, 2]]).max() < 0.01
+    assert abs(rollout - true_rollout).max() < 0.01  # of all three layers
+    assert len(facts["behind"]) == 3 and facts["behindName"] == "colours"
+    with pytest.raises(ValueError, match=r"layers \[4\] asked for, the model has 1 to 3"):
+        explorer(build("token"), images, data, layers=[4])
+
+
+def test_a_photograph_comes_back_from_what_the_model_sees():
+    mean, std = torch.tensor([0.4, 0.5, 0.6])[:, None, None], torch.tensor([0.2, 0.25, 0.3])
+    photo = torch.randint(256, (3, 16, 16), dtype=torch.uint8).numpy()
+    see = lambda shown: ((torch.as_tensor(shown) / 255 - mean) / std[:, None, None])[None]  # noqa: E731
+    pixels, facts = as_pixels(see, photo)
+    assert np.array_equal(pixels[0], photo)
+    assert np.allclose(facts.mean, mean.flatten()) and np.allclose(facts.std, std)
 
 
 def test_same_input_same_bytes_and_nothing_from_elsewhere():

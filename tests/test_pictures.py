@@ -219,8 +219,8 @@ def test_panels_draw_the_mean_of_the_runs_and_every_run():
 
 def test_grids_stand_in_their_grid():
     similarity = torch.linspace(-1, 1, 36).view(6, 6)
-    figure = inspection_charts.grid_of_grids(similarity, (2, 3))
-    (picture,) = shown(figure)
+    figure = inspection_charts.grid_of_grids({"one": similarity, "two": -similarity}, (2, 3))
+    picture, _ = shown(figure)[:2]
     whole = picture.get_array().filled(np.nan)
     for row in range(2):
         for col in range(3):
@@ -228,6 +228,33 @@ def test_grids_stand_in_their_grid():
             assert np.allclose(small, similarity[3 * row + col].view(2, 3))
     assert np.isnan(whole[2]).all() and np.isnan(whole[:, 3]).all()  # the gaps between
     assert_nothing_outside(figure)
+
+
+def test_what_is_drawn_of_a_trained_vit_is_what_was_given():
+    components = {"ours": torch.rand(9, 3, 4, 4), "theirs": torch.rand(7, 1, 4, 4)}
+    ours, theirs = shown(inspection_charts.filters_beside(components))
+    assert np.allclose(ours.get_array()[5:9, 5:9], components["ours"][8].permute(1, 2, 0))
+    assert np.allclose(theirs.get_array()[:, 30:34], components["theirs"][6, 0])
+
+    weights = {"head 1": torch.rand(3, 4), "head 2": torch.rand(3, 4) / 9}
+    figure = inspection_charts.heads_at(image(), weights, (2, 1))
+    for ax, found in zip(figure.axes[1:], weights.values(), strict=True):
+        assert np.allclose(ax.get_images()[0].get_array(), found)
+        assert ax.get_xlabel() == f"up to {100 * found.max():.1f}%"
+    assert all(ax.patches[0].get_xy() == (0.5, 1.5) for ax in figure.axes)  # column 1, row 2
+
+    photos, maps = [image(), image() + 1], {"signed": torch.tensor([[[-1.0, 2]], [[3, 0]]])}
+    figure = inspection_charts.maps_under_photos(photos, maps, even=5)
+    assert np.array_equal(shown(figure)[1].get_array(), photos[1][0])
+    assert [ax.get_xlabel() for ax in figure.axes[2:]] == ["10.0", "15.0"]
+    assert shown(figure)[2].get_clim() == (0, 2)  # below 0 is as 0
+    assert len(inspection_charts.maps_under_photos(None, maps).axes) == 2
+
+    places = {"ours": {"a": [0, 5], "b": [4, 4]}}
+    figure = inspection_charts.same_parts({"a": image(), "b": image()}, places, (2, 3))
+    corners = [[frame.get_xy() for frame in ax.patches] for ax in figure.axes]
+    assert corners == [[(0, 0), (2, 1)], [(1, 1), (1, 1)]]  # (column, row)
+    assert [words(ax.texts) for ax in figure.axes] == [words(figure.axes[1].texts)] * 2
 
 
 def test_seeds_are_dots_and_their_means_strokes_or_lines():
@@ -317,7 +344,7 @@ def test_charts_say_what_does_not_fit():
         (inside.head_distances, [{str(i): [[1.0]] for i in range(5)}], "5 models given"),
         (inside.masks_over_images, [[image()] * 2, {"m": [[[1]]]}, ["a", "b"]], "2 images"),
         (inside.accuracy_panels, [{}], "nothing to draw"),
-        (inside.grid_of_grids, [torch.rand(6, 6), (2, 2)], r"\(6, 6\) given, for .* 2 x 2"),
+        (inside.grid_of_grids, [{"one": torch.rand(6, 6)}, (2, 2)], r"\(6, 6\) given.* 2 x 2"),
         (seed_dots, [{"a": one, "b": {"two": one["one"]}}], "the same rows"),
         (seed_lines, [{}, "rate"], "no panels"),
         (by_size, [{}], "no panels"),

@@ -105,10 +105,12 @@ def test_patch_grid_numbers_the_patches_row_by_row():
 
 
 def test_sample_photos_have_the_size_asked_for():
-    for name in ("china.jpg", "flower.jpg", "grace_hopper.jpg"):
+    for name in plotting.PHOTOS:
         photo = plotting.sample_photo(name, (32, 48))
         assert photo.shape == (3, 32, 48) and photo.dtype == np.uint8 and photo.std() > 20
     assert plotting.sample_photo(name, 24).shape == (3, 24, 24)
+    with pytest.raises(ValueError, match="'x.png' is none of astronaut.png"):
+        plotting.sample_photo("x.png")
 
 
 def test_training_curves_end_in_their_last_values():

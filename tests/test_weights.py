@@ -127,6 +127,69 @@ def test_separate_q_k_and_v(letters):
     same_logits(model, peer)
 
 
+def of_dinov2(**changes):
+    """timm's DINOv2: LayerScale, no head; as Meta's but for the mask token, which its forward
+    pass does not read."""
+    return of_timm(**dict(init_values=1.0, num_classes=0) | changes)
+
+
+def in_hugging_faces_names(state, letters):
+    """A DINOv2's state by the names that transformers' Dinov2Model has, in memory or saved."""
+    old = letters == "query key value"
+    renamed = {"embeddings.mask_token": torch.ones(1, 40)}
+    for name, w in state.items():
+        name = re.sub(r"^blocks\.", "encoder.layer.", name)
+        name = re.sub(r"\.ls(\d)\.gamma", r".layer_scale\1.lambda1", name)
+        name = name.replace("attn.proj", "attention.output.dense" if old else "attention.o_proj")
+        name = name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")
+        name = name.replace("cls_token", "embeddings.cls_token")
+        name = name.replace("pos_embed", "embeddings.position_embeddings")
+        name = re.sub("^norm", "layernorm", name)
+        if "qkv" in name:
+            inside = "attention.attention" if old else "attention"
+            for letter, part in zip(letters.split(), w.chunk(3), strict=True):
+                renamed[name.replace("attn.qkv", f"{inside}.{letter}")] = part
+        else:
+            renamed[name] = w
+    return renamed
+
+
+@pytest.mark.parametrize("library", ["timm", "DINOv2", "query key value", "q_proj k_proj v_proj"])
+def test_layer_scale_folds_into_the_rows(library):
+    peer = of_dinov2()
+    state = dict(peer.state_dict())
+    if library == "DINOv2":
+        state["mask_token"] = torch.ones(1, 40)
+    elif library != "timm":
+        state = in_hugging_faces_names(state, library)
+    model, report = model_from(state, num_heads=5, norm_eps=1e-6)
+    assert report.format == (library if library in ("timm", "DINOv2") else "Hugging Face")
+    assert report.normalisation == (None if library == "timm" else IMAGENET)
+    assert len(report.folded) == 2 * len(model.blocks)
+    assert [n.rpartition(".")[2] for n in report.aside] == ["mask_token"] * (library != "timm")
+    x = images(model)
+    with torch.no_grad():
+        close(model.double().forward_features(x), peer.forward_features(x))
+    assert load_pretrained(ours(num_classes=0), state).folded == report.folded
+
+
+def test_a_product_of_half_numbers_is_not_rounded_to_half():
+    state = {n: w.bfloat16() for n, w in of_dinov2().state_dict().items()}
+    weight = load_pretrained(model := ours(num_classes=0), state) and model.blocks[0].mlp.fc2.weight
+    by_hand = (
+        state["blocks.0.ls2.gamma"].double()[:, None] * state["blocks.0.mlp.fc2.weight"].double()
+    )
+    close(weight, by_hand, rtol=1e-6, atol=0)
+
+
+def test_a_factor_that_does_not_fit():
+    state = dict(of_dinov2().state_dict())
+    short = state | {"blocks.1.ls1.gamma": torch.ones(39)}
+    refused(["blocks.1.ls1.gamma is (39,)", "one number for each"], model_from, short, num_heads=5)
+    del state["blocks.2.mlp.fc2.weight"]
+    refused("missing: blocks.2.mlp.fc2.weight", load_pretrained, ours(num_classes=0), state)
+
+
 def test_weights_are_copied_in_the_models_precision():
     peer, model = of_timm().bfloat16(), ours()
     state = peer.state_dict()
@@ -267,6 +330,33 @@ def test_positions_equal_the_official_ones(new):
     close(resized[0], torch.cat([positions[0, :1], wanted]), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("new", [(8, 8), (4, 9), (7, 5)])
+def test_positions_as_dinov2_resizes_them(new):
+    """Meta scales by (new + 0.1) / old; here coordinate by coordinate."""
+    grid = torch.rand(1, 36, 1, dtype=torch.float64)
+
+    def cubic(t):  # Keys' kernel with a = -0.75, as torch's
+        t = t.abs()
+        near = 1.25 * t**3 - 2.25 * t**2 + 1
+        far = -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+        return near.where(t <= 1, far.where(t < 2, torch.zeros_like(t)))
+
+    def along(n):  # (n, 6): how much each old row weighs in each new one
+        at = (torch.arange(n) + 0.5) * 6 / (n + 0.1) - 0.5
+        weights = torch.zeros(n, 6, dtype=torch.float64)
+        for step in range(-1, 3):
+            old = at.floor() + step
+            into = torch.arange(n), old.clamp(0, 5).long()
+            weights.index_put_(into, cubic((at - old).double()), accumulate=True)
+        return weights
+
+    rows, columns = along(new[0]), along(new[1])
+    wanted = rows @ grid.reshape(6, 6) @ columns.T
+    found = resize_positions(grid, (6, 6), new, "DINOv2")
+    close(found.reshape(new), wanted, rtol=0, atol=1e-6)
+    assert (found - resize_positions(grid, (6, 6), new, "Hugging Face")).abs().max() > 1e-3
+
+
 def test_positions_follow_the_source_unless_told():
     state, model = official(of_timm().state_dict()), ours(img_size=(32, 20))
     before = torch.tensor(state["Transformer/posembed_input/pos_embedding"])
@@ -378,7 +468,8 @@ def test_every_layout_has_every_weight_of_ours():
     model = VisionTransformer(**dict(SMALL, depth=1), representation_size=20)
     general = {name.replace("blocks.0.", "blocks.{i}.") for name in model.state_dict()}
     for layout in LAYOUTS:  # Hugging Face's has no tanh layer in the head
-        lacks = {n for n in general if n.startswith("pre_logits") and layout.norm_eps == 1e-12}
+        tanh = layout.name != "Hugging Face"
+        lacks = {n for n in general if n.startswith("pre_logits") and not tanh}
         assert {row.ours for row in layout.rows} == general - lacks
 
 

@@ -4,7 +4,7 @@
     report = load_pretrained(model, ViT_B_16_Weights.IMAGENET1K_V1)  # torchvision downloads it
     timm_model.load_state_dict(to_timm(model), strict=True)
 
-The names are in helpers/weights/names.py, as tables. Files are read without running code in them.
+The names are in names.py, as tables. Files are read without running code in them.
 """
 
 import math
@@ -23,19 +23,19 @@ from helpers.weights.names import INTERPOLATIONS, LAYOUTS
 
 @dataclass(frozen=True)
 class Report:
-    """What load_pretrained did. Grids are (rows, columns) of patches, mean and std one per channel.
+    """What load_pretrained did.
 
-    format: "timm", "DeiT" (timm's names; told by a file name that begins with deit), "torchvision",
-    "official", "big_vision", "Hugging Face" or "helpers" (ours). resized: (grid in the file, grid
-    in the model), or None if the positions were copied. head: "kept", "new" (zeros) or "left out".
-    normalisation: (mean, std) on the scale from 0 to 1 that the images need, None where the source
-    does not tell (timm's names serve both 0.5/0.5 and ImageNet's statistics).
-
-    facts: where each fact is from that no shape shows: "told" by an argument or the model, "in the
-    file" or beside it, or "assumed": heads of Table 1's sizes, the class token read where there is
-    one, the exact GELU, norms before, the library's eps. taken: the key of the set of weights, left
-    those of the others in the file. zeros: what the file lacks and is zeros, as it computes the
-    same. aside: what is no weight, or of no part of ours.
+    format: "timm", "DeiT" (timm's names in a file whose name begins with deit), "DINOv2" (timm's
+    names, LayerScale and a mask token), "torchvision", "official", "big_vision", "Hugging Face" or
+    "helpers" (ours). resized: (rows, columns) of patches in the file and in the model, or None.
+    head: "kept", "new" (zeros) or "left out". normalisation: (mean, std), one number per channel on
+    the scale from 0 to 1, or None: timm's names serve both 0.5/0.5 and ImageNet's. facts: where
+    each fact is from that no shape shows: "told" by an argument or the model, "in the file" or
+    beside it, or "assumed": heads of Table 1's sizes, the class token read where there is one, the
+    exact GELU, norms before, the library's eps. taken: the key of the set of weights, left those of
+    the others in the file. zeros: what the file lacks and is zeros, which computes the same.
+    folded: the factors, LayerScale's, that the rows of our matrices and biases have taken in.
+    aside: what is no weight, or of no part of ours, as a mask token.
     """
 
     format: str
@@ -46,20 +46,21 @@ class Report:
     taken: str = field(default="", compare=False)
     left: tuple = field(default=(), compare=False)
     zeros: tuple = field(default=(), compare=False)
+    folded: tuple = field(default=(), compare=False)
     aside: tuple = field(default=(), compare=False)
 
 
 def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=None, key=None):
     """Copy the weights of source into model, a VisionTransformer -> Report. All of them or none.
 
-    source: a path (.safetensors, .npz, a file of torch.save by any name, or a folder as Hugging
-    Face writes it), a dict of tensors, or a member of one of torchvision's weight enums, which
-    alone may download. key: which of several sets in it, as "model_ema" or "state_dict.teacher".
-    Positions are resized to the model's grid as the source's library does it, or as interpolation
-    says: "official", "torchvision", "timm" or "Hugging Face"; grid is the (rows, columns) of the
-    source's, where their number leaves it open. With another number of classes, or new_head=True,
-    the whole head of the source is dropped and a linear layer of zeros takes its place (section 3.2
-    of the paper).
+    source: a path (.safetensors, .npz, .onnx, a file of torch.save by any name, or a folder as
+    Hugging Face writes it), a dict of tensors, or a member of one of torchvision's weight enums,
+    which alone may download. key: which of several sets in it, as "state_dict.teacher". Positions
+    are resized to the model's grid as the source's library does it, or as interpolation says:
+    "official", "torchvision", "timm", "Hugging Face" or "DINOv2"; grid is the (rows, columns) of
+    the source's, where their number leaves it open. With another number of classes, or
+    new_head=True, the whole head of the source is dropped and a linear layer of zeros takes its
+    place (section 3.2 of the paper).
 
     FileNotFoundError, TypeError for another kind of source, ValueError for a file that is damaged,
     of an unknown layout or of another architecture, and for weights that do not fit. A warning for
@@ -124,7 +125,7 @@ def _load(model, found, new_head, interpolation, told):
         )
     missing = model.num_prefix_tokens - class_rows  # a class token without a position gets zeros
     positions = F.pad(weights["pos_embed"], (0, 0, missing, 0))
-    own = {"DeiT": "timm"}.get(found.format, found.format)
+    own = "timm" if found.format == "DeiT" else found.format
     how = interpolation or (own if own in INTERPOLATIONS else "official")
     weights["pos_embed"] = resize_positions(positions, old, new, how)
     model.load_state_dict(weights)
@@ -143,7 +144,7 @@ def _load(model, found, new_head, interpolation, told):
     zeros = [*found.zeros, *["the class token's row of the positions"] * missing]
     resized = None if old == new else (old, new)
     return Report(found.format, resized, head, found.normalisation, facts, found.taken, found.left,
-                  tuple(zeros), tuple(found.aside))  # fmt: skip
+                  tuple(zeros), tuple(found.folded), tuple(found.aside))  # fmt: skip
 
 
 def to_timm(model):
@@ -184,9 +185,8 @@ def _export(model, name):
 def resize_positions(pos_embed, old_grid, new_grid, interpolation="official"):
     """Positions (1, N, D) or (1, N+1, D) of one grid -> those of another, in 2-D (section 3.2).
 
-    Grids are (rows, columns). A class row, the first, is set aside and put back. interpolation:
-    "official", "torchvision", "timm" or "Hugging Face". ValueError for another one, or if the rows
-    do not fit.
+    Grids are (rows, columns). A class row, the first, is set aside and put back. ValueError for an
+    unknown interpolation, or if the rows do not fit.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
@@ -198,8 +198,11 @@ def resize_positions(pos_embed, old_grid, new_grid, interpolation="official"):
         return pos_embed
     first, rest = pos_embed[:, :class_rows], pos_embed[:, class_rows:]
     images = rest.unflatten(1, tuple(old_grid)).permute(0, 3, 1, 2)  # (1, h, w, D) -> (1, D, h, w)
-    images = images.double() if images.dtype == torch.float64 else images.float()
-    images = F.interpolate(images, size=tuple(new_grid), **INTERPOLATIONS[interpolation])
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    how = dict(INTERPOLATIONS[interpolation])
+    if offset := how.pop("offset", 0):
+        how["scale_factor"] = [(n + offset) / o for n, o in zip(new_grid, old_grid, strict=True)]
+    images = F.interpolate(images, None if offset else tuple(new_grid), **how)
     rest = images.flatten(2).transpose(1, 2).to(pos_embed.dtype)  # (1, D, h', w') -> (1, N', D)
     return torch.cat([first, rest], dim=1)
 

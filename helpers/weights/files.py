@@ -1,5 +1,6 @@
-"""A file or a folder of weights -> tensors by name. Nothing in it is run: .safetensors and .npz
-hold arrays alone, and pickles are read with weights_only=True. The first bytes tell what it is.
+"""A file or a folder of weights -> tensors by name. Nothing in it is run: .safetensors, .npz and
+.onnx are read as arrays alone, and pickles with weights_only=True. But for .onnx, the first bytes
+tell what it is.
 """
 
 import json
@@ -12,6 +13,8 @@ from contextlib import suppress
 import numpy as np
 import torch
 from safetensors import safe_open
+
+from helpers.weights.onnx_file import onnx_tensors
 
 SHOWN = 6  # names in a message before "and 12 more"
 FOLDER = ("model.safetensors", "model.safetensors.index.json",
@@ -94,6 +97,8 @@ def _content(path):
     for beginning, what in NO_WEIGHTS.items():
         if head.startswith(beginning):
             raise ValueError(what)
+    if path.suffix.lower() == ".onnx":
+        return onnx_tensors(path), None
     if head[8:9] == b"{":
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -126,7 +131,7 @@ def _reason(path, error):
         )
     lines = re.findall(r"WeightsUnpickler error: (.*)", text) or text.splitlines() or [""]
     return (
-        f"{type(error).__name__}: {lines[0]}. It is no whole .safetensors, .npz or file of "
+        f"{type(error).__name__}: {lines[0]}. It is no whole .safetensors, .npz, .onnx or file of "
         "torch.save, or holds more than tensors, which could run code. Copy it again, or ask for "
         "the state dict alone, as .safetensors"
     )

@@ -1,5 +1,5 @@
 """Tensors by a library's names -> by ours and in our shapes: what fits no model yet, but is known
-to be a plain ViT's. Of several sets one is taken; what no row of a table has is sorted.
+to be a plain ViT's. What no row of a table has is sorted.
 """
 
 import math
@@ -7,9 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from os.path import commonprefix
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +15,8 @@ from torchvision.models import WeightsEnum
 
 import helpers.weights.names as tables
 from helpers.weights.files import few, opened
-from helpers.weights.names import LAYOUTS, RESHAPES, Layout
-
-# What tells a model's size, with the number of axes.
-ESSENTIAL = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
+from helpers.weights.names import FACTOR, RESHAPES, Layout
+from helpers.weights.sets import ESSENTIAL, chosen, dicts, without
 
 
 @dataclass
@@ -48,24 +44,13 @@ class Source:
     other_head: list = field(default_factory=list)
     aside: list = field(default_factory=list)
     zeros: list = field(default_factory=list)
+    folded: dict = field(default_factory=dict)
     known: dict = field(default_factory=dict)
     said: set = field(default_factory=set)
     grid: tuple | None = None
     doubt: str = ""
     loose: bool = True
     outside: bool = False
-
-
-class Candidate(NamedTuple):
-    """A set of weights: the path of its dict in the file, the prefix of its names there."""
-
-    path: str
-    prefix: str
-    layout: Layout
-
-    @property
-    def key(self):
-        return f"{self.path}.{self.prefix}".replace("/", ".").strip(".")
 
 
 def read(source, grid=None, key=None):
@@ -90,106 +75,15 @@ def read(source, grid=None, key=None):
             f"weights from a {type(source).__name__}? Give a path, a dict of tensors as of "
             "state_dict(), or a member of torchvision's weight enums"
         )
-    found = _converted(*_chosen(dict(_dicts(weights)), key))
+    found = _converted(*chosen(dict(dicts(weights)), key))
     if found.format == "timm" and name.startswith("deit"):
         found.format, found.normalisation = "DeiT", tables.IMAGENET
+    if found.format == "timm" and found.folded and "mask_token" in found.aside:
+        found.format, found.normalisation = "DINOv2", tables.IMAGENET
     _believe(found, [*configs, weights])
     if grid:
         found.grid = tuple(grid)
     return found
-
-
-def _dicts(weights, path=""):
-    """Every dict in a checkpoint by its path, ("", ...), ("model", ...), without those in it."""
-    own = {}
-    for name, value in weights.items():
-        if isinstance(value, Mapping):
-            yield from _dicts(value, f"{path}.{name}".lstrip("."))
-        elif (short := re.sub(tables.WRAPPED, "", str(name))) in own:
-            raise ValueError(
-                f"{name} and another are both {short}: give a dict without one of them"
-            )
-        else:
-            own[short] = value
-    yield path, own
-
-
-def _candidates(dicts):
-    """Every set with a patch embedding; if some have positions and blocks too, those alone."""
-    found = {}
-    for path, own in dicts.items():
-        for layout in LAYOUTS:
-            kernel, *others = (layout.names(ours)[0] for ours in ESSENTIAL)
-            for name in own:
-                prefix = name.removesuffix(kernel)
-                if name.endswith(kernel) and prefix[-1:] in ("", ".", "/"):
-                    lacks = sum(prefix + other not in own for other in others)
-                    if lacks < found.get((path, prefix), (9,))[0]:
-                        found[path, prefix] = lacks, Candidate(path, prefix, layout)
-    fewest = min((lacks for lacks, _ in found.values()), default=0)
-    return [candidate for lacks, candidate in found.values() if lacks == fewest]
-
-
-def _chosen(dicts, key):
-    """(layout, prefix, its dict without other sets, the key taken, the keys left)."""
-    every = _candidates(dicts)
-    if not every:
-        names = [name for own in dicts.values() for name in own]
-        raise ValueError(
-            "no layout known here (timm, DeiT, torchvision, official .npz, Hugging Face): a patch "
-            f"embedding and positions by none of their names, but {few(names) or 'nothing'}"
-        )
-    keys, inside = [one.key or '"" (the outermost)' for one in every], every
-    if key is not None:
-        key = key.replace("/", ".").strip(".")
-        inside = [one for one in every if one.key == key]
-        inside = inside or [one for one in every if one.key.startswith(f"{key}.")]
-        if not inside:
-            raise ValueError(f"key {key!r} names no set of weights: there are {few(keys)}")
-    for usual in (
-        lambda one: True,
-        lambda one: not re.search(tables.AVERAGED, one.key),
-        lambda one: re.fullmatch(tables.USUAL, one.key),
-    ):
-        if len(rest := [one for one in inside if usual(one)]) == 1:
-            break
-    else:
-        asked = few([key for key, one in zip(keys, every, strict=True) if one in inside])
-        raise ValueError(f"several sets of weights: {asked}. Choose one by key=")
-    (one,) = rest
-    inner = (key or "")[len(one.path) :].strip(".")  # told to look under this prefix alone
-    scope = one.prefix[: len(inner) + 1] if inner else ""
-    others = [other.prefix for other in every if other.path == one.path]
-    others = tuple(prefix for prefix in others if not one.prefix.startswith(prefix))
-    own = {
-        name: value
-        for name, value in dicts[one.path].items()
-        if name.startswith(scope) and not name.startswith(others)
-    }
-    return one.layout, one.prefix, own, one.key, tuple(o.key for o in every if o != one)
-
-
-def _without(prefix, weights):
-    """{name without the prefix: [(full name, value), ...]}, more than one where names meet.
-
-    Of a name outside the prefix, the part that both have is taken off (vit. and classifier.); in
-    a .npz, what lies outside is the optimizer's and is dropped. Blocks that jax stacked in one
-    tensor, encoderblock/name (L, ...), become L tensors.
-    """
-    plain, stack = {}, "Transformer/encoderblock/"
-    for name, value in weights.items():
-        if name.startswith(prefix):
-            short = name[len(prefix) :]
-        elif prefix.endswith("/"):
-            continue
-        else:
-            short = name[commonprefix([name, prefix]).rfind(".") + 1 :]
-        stacked = short.startswith(stack) and getattr(value, "ndim", 0)
-        layers = enumerate(value) if stacked else [("", value)]
-        for i, layer in layers:
-            here = short.replace(stack, f"Transformer/encoderblock_{i}/")
-            plain.setdefault(here, []).append((name, layer))
-    return plain
 
 
 def _is_weight(value):
@@ -212,9 +106,9 @@ def _tensor(name, value):
     return value.detach()
 
 
-def _refuse(named, prefix, taken):
+def _refuse(names, named, prefix, taken):
     """ValueError for names of models that compute something else."""
-    for name, (pattern, what) in product(named, tables.REFUSED):
+    for name, (pattern, what) in product(names, tables.REFUSED):
         if re.search(pattern, name):
             inside = named[name][0][0].startswith(prefix)
             more = "" if inside else f". key={taken!r} reads only what is under that name"
@@ -223,12 +117,19 @@ def _refuse(named, prefix, taken):
 
 def _converted(layout, prefix, own, taken, left):
     """Every row of the layout's table whose names are there, for every block -> Source."""
-    named = _without(prefix, own)
-    _refuse(named, prefix, taken)
+    named = without(prefix, own)
     theirs = {short: those[0][1] for short, those in named.items() if _is_weight(those[0][1])}
     start = next(r.theirs[0] for r in layout.rows if "{i}" in r.ours).partition("{i}")[0]
     blocks = (re.match(re.escape(start) + r"(\d+)", name) for name in named)
     depth = max((int(block[1]) + 1 for block in blocks if block), default=0)
+    factors = [
+        (row.ours.format(i=i), row.theirs[0].format(i=i))
+        for row in layout.rows
+        for i in range(depth)
+        if row.reshape == FACTOR
+    ]
+    known = {name for _, name in factors}
+    _refuse([name for name in named if name not in known], named, prefix, taken)
     found = Source(layout, theirs, depth, layout.name, layout.normalisation, taken, left)
     claimed = {}  # our name: the full names of what is it
 
@@ -251,9 +152,10 @@ def _converted(layout, prefix, own, taken, left):
     for row in layout.rows:
         for i in range(depth if "{i}" in row.ours else 1):
             names = [name.format(i=i) for name in row.theirs]
-            if all(name in named for name in names):
+            if row.reshape != FACTOR and all(name in named for name in names):
                 claim(row.ours.format(i=i), names, row.reshape)
     used = {name for full in claimed.values() for name in full}
+    used |= _fold(found, named, factors)
     rest = [short for short, those in named.items() if those[0][0] not in used]
     found.aside = [n for n in rest if n not in theirs or re.search(tables.EXTRAS, n)]
     rest = [name for name in rest if name not in found.aside]
@@ -275,15 +177,37 @@ def _converted(layout, prefix, own, taken, left):
     _check_head(found, claimed)
     _fill(found)
     split = any(".attn.qkv." not in n for n in claimed.get("blocks.0.attn.qkv.weight", ()))
+    beside = [name for name in found.aside if not name.endswith("mask_token")]
     found.doubt = next((why for sure, why in (
         (layout.name != "Hugging Face", "without config.json"),
         (not prefix or prefix.endswith("/"), f"prefix {prefix!r}"),
-        (not found.aside, f"{few(found.aside)} beside them"),
+        (not beside, f"{few(beside)} beside them"),
         ("blocks.0.attn.qkv.bias" in claimed, "no bias of q, k and v"),
         (layout.name != "timm" or not split, "q, k and v apart"),
         ("cls_token" in found.tensors, "no class token"),
     ) if not sure), "")  # fmt: skip
     return found
+
+
+def _fold(found, named, factors):
+    """The rows of our tensors times the factors that are there; their full names."""
+    w, used = found.tensors, set()
+    for ours, name in factors:
+        if name not in named:
+            continue
+        gamma = _tensor(*named[name][0])
+        if ours in w and gamma.shape != w[ours].shape[:1]:
+            raise ValueError(
+                f"{name} is {tuple(gamma.shape)} and is to scale the rows of "
+                f"{found.layout.names(ours)[0]}, {tuple(w[ours].shape)}: one number for each"
+            )
+        if ours in w:  # in float32 at least: the product has more digits than its factors
+            wide = torch.promote_types(w[ours].dtype, torch.float32)
+            rows = gamma.to(wide).reshape(-1, *[1] * (w[ours].ndim - 1))
+            w[ours] = rows * w[ours].to(wide)
+            found.folded |= {name: None}
+            used.add(named[name][0][0])
+    return used
 
 
 def _check_essential(found):

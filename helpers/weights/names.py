@@ -3,10 +3,12 @@
 One row for each of our tensors: our name | their name, if another | how theirs becomes ours, if not
 as it is. * is "weight" and then "bias", and a kernel or scale has its bias, which is as it is,
 beside it; {i} is the number of a block; [a b c] are three tensors that lie stacked in ours, in this
-order. Where our name has two rows, one file has the first and another the second. Sources: timm 1.0
-and DeiT (facebookresearch/deit), torchvision.models.vision_transformer,
+order. Where our name has two rows, one file has the first and another the second; a row that says
+"times its rows" is a factor, LayerScale's, that our tensor takes in. Sources: timm 1.0, DeiT
+(facebookresearch/deit) and DINOv2 (facebookresearch/dinov2), torchvision.models.vision_transformer,
 google-research/vision_transformer (vit_jax/models_vit.py), google-research/big_vision
-(models/vit.py) and transformers' ViT (4.57; 5.12 and later, in memory alone, have other names).
+(models/vit.py) and transformers' ViT and Dinov2 (4.57; 5.12 and later, in memory alone, have other
+names).
 """
 
 import json
@@ -23,6 +25,9 @@ RESHAPES = {
     "(h, d, D) -> (D, hd)": lambda w: w.flatten(0, 1).permute(1, 0),  # U_msa
     "(h, d) -> (hd)": lambda w: w.flatten(),
 }
+FACTOR = (
+    "times its rows"  # gamma * (W x + b) = (gamma W) x + gamma b (LayerScale, arXiv 2103.17239)
+)
 
 TIMM = """
 patch_embed.proj.*
@@ -33,9 +38,11 @@ blocks.{i}.attn.qkv.*
 blocks.{i}.attn.qkv.*  | blocks.{i}.attn.[q k v].*
 blocks.{i}.attn.qkv.*  | blocks.{i}.attn.[q_proj k_proj v_proj].*
 blocks.{i}.attn.proj.*
+blocks.{i}.attn.proj.* | blocks.{i}.ls1.gamma | times its rows
 blocks.{i}.norm2.*
 blocks.{i}.mlp.fc1.*
 blocks.{i}.mlp.fc2.*
+blocks.{i}.mlp.fc2.*   | blocks.{i}.ls2.gamma | times its rows
 norm.*
 pre_logits.0.*
 pre_logits.0.*         | pre_logits.fc.*
@@ -105,6 +112,21 @@ HUGGING_FACE_5 = (
     .replace("output.dense", "mlp.fc2")
 )
 
+# Dinov2 has the names of a ViT but for norms, MLP and LayerScale; 5.12 and later, again others.
+HUGGING_FACE_DINOV2 = (
+    (
+        HUGGING_FACE.replace("layernorm_before", "norm1")
+        .replace("layernorm_after", "norm2")
+        .replace("{block}.intermediate.dense", "{block}.mlp.fc1")
+        .replace("{block}.output.dense", "{block}.mlp.fc2")
+    )
+    + """
+blocks.{i}.attn.qkv.*  | {block}.attention.[q_proj k_proj v_proj].*
+blocks.{i}.attn.proj.* | {block}.attention.o_proj.*
+blocks.{i}.attn.proj.* | {block}.layer_scale1.lambda1 | times its rows
+blocks.{i}.mlp.fc2.*   | {block}.layer_scale2.lambda1 | times its rows
+"""
+)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -136,11 +158,11 @@ class Layout(NamedTuple):
 def _rows(table, block=""):
     table = table.replace("{block}", block).replace("{attention}", "MultiHeadDotProductAttention_1")
     rows = []
-    for line in table.strip().splitlines():
+    for line in filter(str.strip, table.splitlines()):
         ours, theirs, reshape = (*map(str.strip, line.split("|")), "", "")[:3]
         for kind in ("weight", "bias") if "*" in line else ("",):
             name = (theirs or ours).replace("*", kind)
-            if kind == "bias":
+            if kind == "bias" and reshape != FACTOR:
                 name, reshape = re.sub("(kernel|scale)$", "bias", name), ""
             start, *stacked = re.split(r"[\[\]]", name)  # "a.[q k v].c" -> "a.", "q k v", ".c"
             parts = [start + p + stacked[1] for p in stacked[0].split()] if stacked else [name]
@@ -156,6 +178,7 @@ LAYOUTS = (
     Layout("big_vision", _rows(BIG_VISION, JAX_BLOCK), HALF),
     Layout("Hugging Face", _rows(HUGGING_FACE, "encoder.layer.{i}"), None, 1e-12),
     Layout("Hugging Face", _rows(HUGGING_FACE_5, "layers.{i}"), None, 1e-12),
+    Layout("Hugging Face", _rows(HUGGING_FACE_DINOV2, "encoder.layer.{i}"), IMAGENET),
 )
 
 # Several sets of weights in one file: a set whose path has a word of AVERAGED is a copy of another;
@@ -171,7 +194,7 @@ HEADS = r"(heads?|fc|classifier|(last_)?linear|(mlp|cls|class|classification)_he
 
 # What no forward pass reads, or not on the way to the class token, though it be a tensor of floats.
 EXTRAS = (
-    r"(^|\.)(n_averaged|num_batches_tracked|total_ops|total_params|position_ids)$"
+    r"(^|\.)(n_averaged|num_batches_tracked|total_ops|total_params|position_ids|mask_token)$"
     r"|^(criterion|loss|loss_fn|(\w+_)?metrics?|(\w+_)?acc(uracy)?)\.|^pooler\."
 )
 
@@ -212,6 +235,7 @@ INTERPOLATIONS = {
     "torchvision": dict(mode="bicubic", align_corners=True),
     "timm": dict(mode="bicubic", antialias=True),
     "Hugging Face": dict(mode="bicubic"),
+    "DINOv2": dict(mode="bicubic", offset=0.1),  # Meta's: scaled by (new + 0.1) / old
 }
 
 # A name that shows that a file's model computes something else: searched for as a regular
@@ -222,13 +246,13 @@ REFUSED = (
     (r"\bdetection_tokens$", "the detection tokens of YOLOS: more tokens"),
     (r"\breg_token$|register_tokens", "register tokens (arXiv 2309.16588): more tokens"),
     (r"\.ls\d?\.gamma$|\.gamma_\d$|\.lambda_?\d$",
-     "layer-scale (arXiv 2103.17239): a factor on each branch"),
+     "layer-scale (arXiv 2103.17239) by a name that this library has not"),
     (r"\battn\.[qk]_norm\.|\b(attn|mlp)\.norm\.", "a norm inside the attention or the MLP"),
     (r"\bnorm_pre\.|\bln_pre\.", "a norm before the first block, as in CLIP"),
     (r"\bfc_norm\.", "a norm after average pooling, not before it (timm's fc_norm, MAE, BEiT)"),
     (r"\battn_pool\.|\bMAPHead_0/|\bprobe$", "attention pooling (arXiv 2106.04560) as the head"),
     (r"rel_pos|relative_position|\brope\b|\bfreqs", "relative or rotary positions"),
-    (r"\bmask_token$|\bdecoder_", "masked-image pre-training, with parts for masks or a decoder"),
+    (r"\bdecoder_", "masked-image pre-training, with parts for masks or a decoder"),
     (r"\bmlp\.(w12|w1|fc1_g)\.|\battn\.gate\.", "a gate in the MLP (SwiGLU) or the attention"),
     (r"\bpatch_embed(dings)?\.(backbone|norm)\.|\bconv_proj\.(\d|conv_)|\bconv_root/|\bpatch_embed\.proj\.\d",
      "another stem than one convolution (a ResNet, a stack of convolutions or a norm)"),

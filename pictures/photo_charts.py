@@ -1,0 +1,68 @@
+"""Drawings of 11: photographs, the colours of their patches, and what is near what."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
+
+from helpers.plotting import COLORS, draw_image
+
+
+def beside(photos, pictures, titles, above="the photograph", below="", size=1.7):
+    """Photographs uint8 (3, H, W) in a row, and under each a picture (rows, cols, 3), 0 to 1."""
+    figure, axes = plt.subplots(2, len(photos), figsize=(size * len(photos) + 0.3, 2 * size + 0.4),
+                                dpi=80, squeeze=False, layout="constrained")  # fmt: skip
+    for column, photo, picture, title in zip(axes.T, photos, pictures, titles, strict=True):
+        draw_image(column[0], photo)
+        column[1].imshow(np.asarray(picture), interpolation="nearest")
+        column[1].set(xticks=[], yticks=[])
+        column[1].spines[:].set_visible(False)
+        column[0].set_title(title, size=9)
+    axes[0, 0].set_ylabel(above, size=9)
+    axes[1, 0].set_ylabel(below, size=9)
+    return figure
+
+
+def in_a_row(pictures, titles, size=2.2):
+    """Pictures (rows, cols, 3), 0 to 1, beside each other, each pixel a square."""
+    figure, axes = plt.subplots(1, len(pictures), figsize=(size * len(pictures), size + 0.35),
+                                dpi=80, squeeze=False, layout="constrained")  # fmt: skip
+    for ax, picture, title in zip(axes[0], pictures, titles, strict=True):
+        ax.imshow(np.asarray(picture), interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, size=9)
+    return figure
+
+
+def likeness(cosines, patch):
+    """The cosine (rows, cols) of one patch, (row, column), with each; what is below 0 is as 0."""
+    figure, ax = plt.subplots(figsize=(2.9, 2.4), dpi=64, layout="constrained")
+    shown = ax.imshow(np.asarray(cosines).round(1), vmin=0, vmax=1)
+    corner = (patch[1] - 0.5, patch[0] - 0.5)
+    ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=COLORS["wrong"], lw=1.5))
+    ax.set(xticks=[], yticks=[])
+    figure.colorbar(shown, ax=ax, shrink=0.9).set_label("cosine with the framed patch", size=8)
+    return figure
+
+
+def by_labels(results, chance):
+    """Accuracy against labels of each class: {name: {labels: accuracies, one for each seed}}."""
+    figure, ax = plt.subplots(figsize=(7, 3.2), dpi=100, layout="constrained")
+    styles = (("queries", "-o"), ("values", "--s"), ("keys", ":^"))
+    for (name, by_count), (color, style) in zip(results.items(), styles, strict=False):
+        counts = sorted(by_count)
+        means = [np.mean(by_count[count]) for count in counts]
+        ax.plot(counts, means, style, color=COLORS[color], label=name)
+        for count in counts:
+            dots = np.asarray(by_count[count])
+            ax.plot([count] * len(dots), dots, "o", ms=3, color=COLORS[color], alpha=0.6)
+    ax.axhline(chance, color=COLORS["wrong"], ls="--", lw=1)
+    ax.text(max(counts), chance + 0.01, "chance", size=8, ha="right", color=COLORS["wrong"])
+    ax.set(xscale="log", xlabel="photographs with a label, of each class", ylim=(0, 1))
+    ax.set_ylabel("test accuracy")
+    ax.set_xticks(counts, labels=counts)
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="upper left")
+    return figure
