@@ -26,9 +26,9 @@ def vit_for_photographs(img_size=224):
         mean, std = report.normalisation
         real = True
     except (OSError, ImportError) as problem:
-        print(problem)
         print(
-            "Until then a small model looks, trained on clothes: nothing below is to be believed."
+            f"{problem}. Until then a small model looks, trained on clothes: nothing below is to "
+            "be believed."
         )
         model, info = load_checkpoint(SMALL)
         mean, std, real = info["mean"], info["std"], False
@@ -39,8 +39,9 @@ def vit_for_photographs(img_size=224):
         photo = torch.as_tensor(photo)
         if tuple(photo.shape[1:]) != (H, W):
             photo = resize(photo, (H, W), antialias=True)
+        photo = photo / 255
         photo = photo if C == 3 else rgb_to_grayscale(photo)
-        return ((photo / 255 - mean) / std)[None]
+        return ((photo - mean) / std)[None]
 
     return model.eval(), see, real
 
@@ -98,5 +99,5 @@ def colours(tokens):
     directions = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)[:, :3]  # (D, D) -> (D, 3)
     along = x @ directions  # (N, D) @ (D, 3) -> (N, 3)
     along = along * (along**3).sum(dim=0).sign()  # of either sign, the one with the longer tail up
-    low, high = along.quantile(torch.tensor([0.02, 0.98]), dim=0)
-    return ((along - low) / (high - low)).clamp(0, 1)
+    low, high = along.quantile(along.new_tensor([0.02, 0.98]), dim=0)
+    return ((along - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)  # never 0 / 0

@@ -2,7 +2,7 @@
 
     data = photographs(126)                          # Imagenette; None where nobody has it
     few = some_of_each(data.train, 50, 10, seed=0)   # five of each class
-    classify(features(vit, data, few.images), ...)
+    linear_probe(features(vit, data, few.images), few.labels, ...)
 
 Three ways to spend the same labels: a linear classifier on the frozen class token ("frozen"), all
 weights trained on with the settings of the paper's Table 4 ("tuned"), and a small ViT that starts
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torchvision.datasets import Imagenette
+from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from helpers.augmentation import normalize
 from helpers.data import ImageData, Split, places_of
@@ -49,7 +50,7 @@ def photographs(img_size):
     test = [np.flatnonzero((labels == k) & is_test)[:HELD_OUT] for k in range(len(NAMES))]
     parts = {
         "train": [numbers[:POOL] for numbers in of_class],
-        "validation": [numbers[-HELD_OUT:] for numbers in of_class],
+        "validation": [numbers[POOL:][-HELD_OUT:] for numbers in of_class],
         "test": test,
     }
     splits = {}
@@ -68,7 +69,10 @@ def _files(place):
         with np.load(packed, allow_pickle=False) as file:
             data, offsets = file["data"], file["offsets"]
             labels, is_test = file["labels"], file["is_test"].astype(bool)
-        read = lambda i: io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes())  # noqa: E731
+
+        def read(i):
+            return io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes())
+
         return "Imagenette, 64 px", read, labels, is_test
     if (place / "imagenette2-160").is_dir():
         splits = [Imagenette(place, split, size="160px") for split in ("train", "val")]
@@ -81,8 +85,6 @@ def _files(place):
 
 def _pixels(file, img_size):
     """A picture's file -> its middle, uint8 (3, img_size, img_size)."""
-    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
-
     picture = resize(Image.open(file).convert("RGB"), img_size, antialias=True)
     return pil_to_tensor(center_crop(picture, img_size)).numpy()
 
@@ -118,10 +120,23 @@ def transfer(way, labels, seed, img_size=126, steps=20, lrs=None):
     """One way with so many labels of each class -> a dict that JSON can hold.
 
     seed decides which images have labels, their order, and the weights of "scratch". Of lrs, the
-    best on validation images counts; the test images are looked at once. steps: of "tuned"; the
-    small ViT from scratch gets 300 of twice the size, at half the resolution.
+    best on validation images counts; the test images are looked at once. steps: of "tuned", with
+    32 images or all; the small ViT from scratch gets 300 of 64, and SMALL_PX pixels, half of 126.
+
+    ValueError for another way, or if not all classes have so many images; FileNotFoundError
+    without Imagenette.
     """
+    if way not in ("frozen", *RATES) or labels < 1:
+        raise ValueError(
+            f"way {way!r} with {labels} labels of each class asked for: frozen, tuned or scratch, "
+            "with at least 1, needed"
+        )
     data = whole(SMALL_PX if way == "scratch" else img_size)
+    if data is None:
+        raise FileNotFoundError(
+            "Imagenette is not here: torchvision.datasets.Imagenette('data', size='160px', "
+            "download=True) fetches it, 99 MB; then start again"
+        )
     few = some_of_each(data.train, labels * len(NAMES), len(NAMES), seed)
     splits = {"validation": data.validation, "test": data.test}
     facts = {"data": data.name, "images": {name: len(split) for name, split in splits.items()}}

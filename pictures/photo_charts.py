@@ -9,12 +9,16 @@ from helpers.plotting import COLORS, draw_image
 
 
 def beside(photos, pictures, titles, above="the photograph", below="", size=1.7):
-    """Photographs uint8 (3, H, W) in a row, and under each a picture (rows, cols, 3), 0 to 1."""
+    """Photographs uint8 (3, H, W) in a row, and under each a picture (rows, cols, 3), 0 to 1.
+
+    ValueError unless each photograph has a picture and a title.
+    """
+    pictures = fitting(pictures, photographs=photos, titles=titles)
     figure, axes = plt.subplots(2, len(photos), figsize=(size * len(photos) + 0.3, 2 * size + 0.4),
                                 dpi=80, squeeze=False, layout="constrained")  # fmt: skip
     for column, photo, picture, title in zip(axes.T, photos, pictures, titles, strict=True):
         draw_image(column[0], photo)
-        column[1].imshow(np.asarray(picture), interpolation="nearest")
+        column[1].imshow(picture, interpolation="nearest")
         column[1].set(xticks=[], yticks=[])
         column[1].spines[:].set_visible(False)
         column[0].set_title(title, size=9)
@@ -24,20 +28,47 @@ def beside(photos, pictures, titles, above="the photograph", below="", size=1.7)
 
 
 def in_a_row(pictures, titles, size=2.2):
-    """Pictures (rows, cols, 3), 0 to 1, beside each other, each pixel a square."""
+    """Pictures (rows, cols, 3), 0 to 1, beside each other, each pixel a square.
+
+    ValueError unless each picture has a title.
+    """
+    pictures = fitting(pictures, titles=titles)
     figure, axes = plt.subplots(1, len(pictures), figsize=(size * len(pictures), size + 0.35),
                                 dpi=80, squeeze=False, layout="constrained")  # fmt: skip
     for ax, picture, title in zip(axes[0], pictures, titles, strict=True):
-        ax.imshow(np.asarray(picture), interpolation="nearest")
+        ax.imshow(picture, interpolation="nearest")
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, size=9)
     return figure
 
 
+def fitting(pictures, **others):
+    """Pictures as arrays. ValueError unless each is (rows, cols, 3) and has one of all others."""
+    pictures = [np.asarray(picture) for picture in pictures]
+    for name, given in others.items():
+        if len(given) != len(pictures):
+            raise ValueError(f"{len(given)} {name} for {len(pictures)} pictures: give one for each")
+    if not pictures or any(picture.shape[2:] != (3,) for picture in pictures):
+        raise ValueError(
+            f"pictures of shapes {[picture.shape for picture in pictures]} given, one or more of "
+            "(rows, cols, 3) needed"
+        )
+    return pictures
+
+
 def likeness(cosines, patch):
-    """The cosine (rows, cols) of one patch, (row, column), with each; what is below 0 is as 0."""
+    """The cosine (rows, cols) of one patch, (row, column), with each, in steps of 0.1.
+
+    What is below 0 is as 0. ValueError if no patch lies there.
+    """
+    cosines = np.asarray(cosines)
+    if cosines.ndim != 2 or not (0 <= patch[0] < len(cosines) and 0 <= patch[1] < len(cosines[0])):
+        raise ValueError(
+            f"cosines of shape {cosines.shape} and the patch {tuple(patch)} given: (rows, cols), "
+            "and a row and a column from 0, needed"
+        )
     figure, ax = plt.subplots(figsize=(2.9, 2.4), dpi=64, layout="constrained")
-    shown = ax.imshow(np.asarray(cosines).round(1), vmin=0, vmax=1)
+    shown = ax.imshow(cosines.round(1), vmin=0, vmax=1)
     corner = (patch[1] - 0.5, patch[0] - 0.5)
     ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=COLORS["wrong"], lw=1.5))
     ax.set(xticks=[], yticks=[])
@@ -46,9 +77,18 @@ def likeness(cosines, patch):
 
 
 def by_labels(results, chance):
-    """Accuracy against labels of each class: {name: {labels: accuracies, one for each seed}}."""
-    figure, ax = plt.subplots(figsize=(7, 3.2), dpi=100, layout="constrained")
+    """Accuracy against labels of each class: {name: {labels: accuracies, one for each seed}}.
+
+    Lines join the means, dots are seeds. ValueError without a point, or for more than three names.
+    """
     styles = (("queries", "-o"), ("values", "--s"), ("keys", ":^"))
+    ticks = sorted({count for by_count in results.values() for count in by_count})
+    if not ticks or len(results) > len(styles):
+        raise ValueError(
+            f"{len(results)} names with {len(ticks)} numbers of labels given: 1 to {len(styles)} "
+            "names, and one number of labels or more, can be drawn"
+        )
+    figure, ax = plt.subplots(figsize=(7, 3.2), dpi=100, layout="constrained")
     for (name, by_count), (color, style) in zip(results.items(), styles, strict=False):
         counts = sorted(by_count)
         means = [np.mean(by_count[count]) for count in counts]
@@ -57,10 +97,10 @@ def by_labels(results, chance):
             dots = np.asarray(by_count[count])
             ax.plot([count] * len(dots), dots, "o", ms=3, color=COLORS[color], alpha=0.6)
     ax.axhline(chance, color=COLORS["wrong"], ls="--", lw=1)
-    ax.text(max(counts), chance + 0.01, "chance", size=8, ha="right", color=COLORS["wrong"])
+    ax.text(ticks[-1], chance + 0.01, "chance", size=8, ha="right", color=COLORS["wrong"])
     ax.set(xscale="log", xlabel="photographs with a label, of each class", ylim=(0, 1))
     ax.set_ylabel("test accuracy")
-    ax.set_xticks(counts, labels=counts)
+    ax.set_xticks(ticks, labels=ticks)
     ax.minorticks_off()
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.spines[["top", "right"]].set_visible(False)
