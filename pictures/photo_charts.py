@@ -28,7 +28,7 @@ def beside(photos, pictures, titles, above="the photograph", below="", size=1.7)
 
 
 def in_a_row(pictures, titles, size=2.2):
-    """Pictures (rows, cols, 3), 0 to 1, beside each other, each pixel a square.
+    """Pictures (rows, cols, 3), 0 to 1, or maps (rows, cols) beside each other, unsmoothed.
 
     ValueError unless each picture has a title.
     """
@@ -43,15 +43,15 @@ def in_a_row(pictures, titles, size=2.2):
 
 
 def fitting(pictures, **others):
-    """Pictures as arrays. ValueError unless each is (rows, cols, 3) and has one of all others."""
+    """Pictures and maps as arrays. ValueError for other shapes, or unless all others are as many."""
     pictures = [np.asarray(picture) for picture in pictures]
     for name, given in others.items():
         if len(given) != len(pictures):
             raise ValueError(f"{len(given)} {name} for {len(pictures)} pictures: give one for each")
-    if not pictures or any(picture.shape[2:] != (3,) for picture in pictures):
+    if not pictures or any(p.ndim < 2 or p.shape[2:] not in ((), (3,)) for p in pictures):
         raise ValueError(
             f"pictures of shapes {[picture.shape for picture in pictures]} given, one or more of "
-            "(rows, cols, 3) needed"
+            "(rows, cols, 3) or (rows, cols) needed"
         )
     return pictures
 

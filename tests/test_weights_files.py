@@ -1,6 +1,7 @@
 """helpers/weights/: what a file may be, hold and say, and what is refused by name."""
 
 import argparse
+import copy
 import json
 import pickle
 import re
@@ -483,10 +484,10 @@ def test_weights_that_are_not_finite_are_warned_about():
     state = of_timm().state_dict()
     state["blocks.1.mlp.fc1.bias"][3] = torch.nan
     state["head.bias"][0] = torch.inf
-    with pytest.warns(UserWarning, match="blocks.1.mlp.fc1.bias, head.bias are finite") as seen:
+    with pytest.warns(UserWarning, match="blocks.1.mlp.fc1.bias, head.bias is finite") as seen:
         load_pretrained(ours(), state)
     assert seen[0].filename == __file__
-    with pytest.warns(UserWarning, match="not all numbers of blocks.1.mlp.fc1.bias are finite"):
+    with pytest.warns(UserWarning, match="not all of blocks.1.mlp.fc1.bias is finite"):
         load_pretrained(ours(), state, new_head=True)  # the head that is dropped is no matter
     large = of_timm().state_dict() | {"norm.bias": torch.full((40,), 1e6)}
     with pytest.warns(UserWarning, match="norm.bias"):
@@ -660,10 +661,32 @@ def test_a_bias_that_no_block_has_is_zeros(library):
     model, report = model_from(state, num_heads=5, norm_eps=1e-6)
     assert len(report.zeros) == (9 if library in ("official", "Hugging Face") else 3)
     same_logits(model, peer)
+    if library == "timm":  # and where no layer of the blocks has one
+        peer = of_timm(qkv_bias=False, proj_bias=False)
+        model, report = model_from(peer.state_dict(), num_heads=5)
+        assert len(report.zeros) == 12
+        same_logits(model, peer)
     name = next(n for n in of_timm().state_dict() if "1.attn.qkv.bias" in n)
     some = of_timm().state_dict()
     del some[name]
     refused(f"missing: {name}", load_pretrained, ours(), some)  # in one block: damage
+
+
+@pytest.mark.parametrize("config", [
+    {"act_layer": "quick_gelu"}, {"hidden_act": "gelu_pytorch_tanh"}, {"global_pool": "avg"},
+    {"pretrained_cfg": {"act_layer": "gelu_tanh"}}, {"norm_first": False}, {"num_heads": 4},
+])  # fmt: skip
+def test_what_no_tensor_tells_may_be_told_and_is_believed_or_refused(config):
+    state, model = of_timm().state_dict(), ours()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="config|num_heads is 4 there"):
+        load_pretrained(model, state, config=config)
+    assert all(torch.equal(w, before[n]) for n, w in model.state_dict().items())
+    told = {"act_layer": "gelu", "global_pool": "token", "num_heads": 5}
+    facts = model_from(state, config=told)[1].facts
+    assert [facts[name] for name in ("activation", "global_pool", "num_heads")] == [
+        "in the file"
+    ] * 3
 
 
 def test_what_is_no_weight_is_left_aside_by_name():

