@@ -4,10 +4,15 @@ Images are black squares with bright marks and a little noise, made from a seed.
 ImageData, as real images do, so that helpers.training trains on it.
 """
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from helpers.data import ImageData, Split, mean_and_std
+from helpers.model import VisionTransformer
+from helpers.training import TrainConfig, fit
 
 TASKS = {}
 
@@ -38,6 +43,22 @@ def make_task(name, train=4096, test=1024, seed=0):
     ]
     mean, std = mean_and_std(parts[0].images)
     return ImageData(name, *parts, classes, mean, std, flip=False)
+
+
+def learn_task(task, P, epochs, seed, **sizes):
+    """A small ViT, D = 32 and 4 heads, learns a task of four classes -> (trained, as it started).
+
+    P: the side of a patch; sizes: further arguments of VisionTransformer, depth for one.
+    """
+    torch.manual_seed(seed)
+    C, H, _ = task.train.image_shape
+    sizes = dict(img_size=H, patch_size=P, in_chans=C, num_classes=4, embed_dim=32) | sizes
+    vit = VisionTransformer(**sizes, num_heads=4, mlp_ratio=2, pos_embed_std=0.5)
+    start = copy.deepcopy(vit).eval()
+    still = dict(shift=0, rotate=0, zoom=0, label_smoothing=0)
+    config = TrainConfig(epochs=epochs, lr=3e-3, device="cpu", precision="float32", seed=seed)
+    fit(vit, task, replace(config, **still))
+    return vit.eval(), start
 
 
 def patches_to_image(patches, rows, cols):

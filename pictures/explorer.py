@@ -27,7 +27,9 @@ from helpers.plotting import COLORS, draw_image, pixels
 
 LIMIT = 300_000  # bytes of HTML: a notebook with a few such figures still opens at once
 SHADES = 16  # of viridis that are sent; the script mixes what lies between
-COARSER = (0, 1 / 40, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1)  # smallest steps, in even shares
+# Smallest steps tried, in parts of the largest number of a head's usual map, ROUGHEST at most.
+COARSER = (0, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3)
+ROUGHEST = 0.01  # of all attention; or an even share, if that is more
 PHOTOGRAPH = 200  # pixels a side from which a picture is sent as a JPEG
 MOST_LAYERS = 6  # in the still picture
 
@@ -43,8 +45,9 @@ def explorer(model, images, data, titles=None, layers=None, behind=None, limit=N
     (C, rows, cols)), which the reader can lay behind the maps in the place of the images.
 
     Attention is sent in 8 bits: byte times step, where step is 1/255 of the largest number of that
-    layer and head. Where that would be too much for limit bytes (300,000), small steps are made
-    coarser, at most what a token gets if all get the same; the figure says how exact they are.
+    layer and head. Where that would be too much for limit bytes (300,000), steps are made coarser,
+    each in proportion to its head's usual map, so that a head that spreads its attention keeps fine
+    steps; the figure says how exact they are.
     The same input gives the same bytes. ValueError for images, titles or classes that do not fit,
     or if there is more than the limit holds.
     """
@@ -79,7 +82,7 @@ def explorer(model, images, data, titles=None, layers=None, behind=None, limit=N
     }
     limit = limit or LIMIT
     for coarser in COARSER:
-        facts |= packed(maps, rollout, coarser)
+        facts |= packed(maps, rollout, coarser, int(facts["classToken"]))
         page = assembled(facts, still)
         if (size := len(page.encode())) <= limit:
             return HTML(page)
@@ -133,17 +136,23 @@ def png(image):
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def packed(maps, rollout, coarser=0):
+def packed(maps, rollout, coarser=0, first=0):
     """Maps and rollout as 8-bit numbers -> {"attention", "steps", "rolloutStep"}.
 
     Bytes in the order layer, head, image, query, key, then the rollout's image, query, key; zlib;
     base64. steps[layer][head] and rolloutStep give what one count of a byte is worth. coarser: the
-    smallest step, in even shares.
+    smallest step, in parts of the largest number of the head's usual map (the median over tokens,
+    three even shares at least, as the script scales its colours), at most ROUGHEST. first: tokens
+    before the patches, which do not count for that.
     """
     T = rollout.shape[-1]
     values = torch.stack(maps).transpose(1, 2).double().numpy()  # (L, h, n, T, T)
     blocks = [*values.reshape(-1, values[0, 0].size), rollout.double().numpy().ravel()]
-    low = [coarser / T] * (len(blocks) - 1) + [coarser / T / 5]  # the rollout is one map: finer
+    usual = np.median(
+        np.maximum(values[..., first:].max(axis=-1), 3 / T), axis=(2, 3)
+    ).ravel()  # (L h,)
+    low = [min(coarser * one, max(ROUGHEST, 1 / T)) for one in usual]
+    low.append(coarser * 3 / T / 5)  # the rollout is one map: finer
     steps = [float(f"{max(b.max() / 254.5, s):.6g}") for b, s in zip(blocks, low, strict=True)]
     counts = [np.rint(b / step).astype(np.uint8) for b, step in zip(blocks, steps, strict=True)]
     # Matches are few among fine numbers: without looking for them zlib makes it a tenth smaller.

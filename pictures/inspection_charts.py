@@ -187,54 +187,72 @@ def heads_at(photo, maps, query, title=""):
     return figure
 
 
-def maps_under_photos(photos, rows, title="", even=None, size=1.15):
-    """Photographs uint8 (C, H, W) in a row, or None, and below them {name: maps (n, rows, cols)}.
+def maps_beside_photos(photos, kinds, title="", notes=None, frames=None, size=1.2, across=True):
+    """Images uint8 (C, H, W), one a row, and beside each {name: maps (n, rows, cols)}.
 
-    Each map has a scale of its own, from 0 (what is below 0 is as 0) to its largest number. even:
-    how many even shares 1 is; then the largest number is written below each map, in such shares.
+    across=False: one image a column, its maps below it. Each map has a scale of its own, from 0
+    (what is below 0 is as 0) to its largest number. notes: {name: n texts}, written below the maps
+    of that name. frames: n places (row, column), framed in the image and in all its maps.
     """
-    lines = ({} if photos is None else {"": list(photos)}) | rows
-    n = len(next(iter(rows.values())))
-    whole = (n * size + 0.4, len(lines) * (size + 0.12) + 0.2)
-    figure, axes = plt.subplots(len(lines), n, figsize=whole, dpi=80, squeeze=False,
-                                layout="constrained")  # fmt: skip
-    for line, (name, pictures) in zip(axes, lines.items(), strict=True):
-        for ax, found in zip(line, pictures, strict=True):
+    kinds = {"": list(photos)} | kinds
+    n, notes = len(kinds[""]), notes or {}
+    high, wide = (n, len(kinds)) if across else (len(kinds), n)
+    figure, axes = plt.subplots(
+        high, wide, figsize=(wide * size + 0.4, high * (size + 0.14 * bool(notes)) + 0.5), dpi=80,
+        squeeze=False, layout="constrained")  # fmt: skip
+    for line, (name, pictures) in zip(axes.T if across else axes, kinds.items(), strict=True):
+        for i, (ax, found) in enumerate(zip(line, pictures, strict=True)):
+            grid = np.shape(next(iter(kinds[k] for k in kinds if k))[i])
+            extent = (-0.5, grid[1] - 0.5, grid[0] - 0.5, -0.5)
             if not name:
-                draw_image(ax, found)
-                continue
-            found = np.asarray(found, dtype=float)
-            ax.imshow(found, vmin=0, interpolation="nearest")
+                draw_image(ax, found, extent=extent)
+            else:
+                ax.imshow(np.asarray(found, dtype=float), vmin=0, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-            if even:
-                ax.set_xlabel(f"{found.max() * even:.1f}", size=8, labelpad=1)
-        line[0].set_ylabel(name, size=9)
+            if name in notes:
+                ax.set_xlabel(notes[name][i], size=9, labelpad=2)
+            if frames is not None:
+                row, col = frames[i]
+                frame = {"fc": "none", "ec": COLORS["wrong"], "lw": 1.5}
+                ax.add_patch(Rectangle((col - 0.5, row - 0.5), 1, 1, **frame))
+        if across:
+            line[0].set_title(name, size=9)
+        else:
+            line[0].set_ylabel(name, size=9)
     figure.suptitle(title, size=10)
     return figure
 
 
-def same_parts(photos, places, grid, title="", size=2.3):
-    """Numbered frames at patches: photos {name: uint8 (C, H, W)}, places {row: {name: patches}}.
+def parts_found(photos, boxes, landings, grid, title="", size=3.0):
+    """Which patch there is most like which here? Parts as boxes, and where their patches land.
 
-    One row of photographs for each entry of places (a model, say); frame i has the same colour
-    everywhere. Patches are numbers, row by row, in a grid of (rows, cols).
+    photos: two uint8 (C, H, W); boxes {part: (patches here, patches there)}, patches as numbers,
+    row by row, in a grid of (rows, cols), each a full rectangle; landings {name: {part: patches
+    there}}: after the first photograph the second for each name, a square for every landing.
     """
-    colors = ("keys", "queries", "values", "patches", "class token", "positions")
-    figure, axes = plt.subplots(len(places), len(photos), dpi=70, squeeze=False,
-                                figsize=(size * len(photos), size * len(places) + 0.4),
+    colors = ("queries", "class token", "keys", "values", "patches", "positions")
+    here, there = photos
+    n = len(landings) + 1
+    figure, axes = plt.subplots(1, n, figsize=(size * n, size + 0.5), dpi=80, squeeze=False,
                                 layout="constrained")  # fmt: skip
-    for line, (row, found) in zip(axes, places.items(), strict=True):
-        for ax, (name, photo) in zip(line, photos.items(), strict=True):
-            draw_image(ax, photo, extent=(0, grid[1], grid[0], 0))
-            for i, patch in enumerate(found[name]):
+    panels = [
+        ("these look for their like", here, {}),
+        *((k, there, v) for k, v in landings.items()),
+    ]
+    for number, (ax, (name, photo, landed)) in enumerate(zip(axes[0], panels, strict=True)):
+        draw_image(ax, photo, extent=(0, grid[1], grid[0], 0))
+        ax.get_images()[0].set_alpha(0.75)
+        for (part, both), color in zip(boxes.items(), colors, strict=False):
+            patches = np.asarray(both[number > 0])
+            row, col = patches // grid[1], patches % grid[1]
+            corner, down, across = (col.min(), row.min()), np.ptp(row) + 1, np.ptp(col) + 1
+            ax.add_patch(Rectangle(corner, across, down, fill=False, ec=COLORS[color], lw=2))
+            if not number:
+                ax.text(corner[0] + across + 0.3, corner[1] + down / 2, part, size=9, va="center",
+                        bbox={"fc": "white", "ec": COLORS[color], "pad": 1.5})  # fmt: skip
+            for patch in np.asarray(landed.get(part, []), dtype=int):
                 r, c = divmod(int(patch), grid[1])
-                color = COLORS[colors[i % len(colors)]]
-                ax.add_patch(Rectangle((c, r), 1, 1, fill=False, ec=color, lw=2.5))
-                box = {"boxstyle": "circle,pad=0.15", "fc": color, "ec": "white"}
-                where = (c + (2.4 if c < grid[1] - 4 else -1.4), r + 0.5)
-                ax.text(*where, str(i), size=8, ha="center", va="center", color="white", bbox=box)
-        line[0].set_ylabel(row, size=9)
-    for ax, name in zip(axes[0], photos, strict=True):
+                ax.add_patch(Rectangle((c, r), 1, 1, fc=COLORS[color], ec="white", lw=0.6))
         ax.set_title(name, size=9)
     figure.suptitle(title, size=10)
     return figure

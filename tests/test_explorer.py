@@ -83,9 +83,13 @@ def test_stored_numbers_equal_the_maps_within_half_a_step(kind):
 
 
 def test_what_is_too_large_gets_coarser_steps_or_is_refused_with_advice(monkeypatch):
-    even = [torch.full((3, 4, 17, 17), 1 / 17)] * 3
-    found = module.packed(even, even[0][:, 0], 1 / 5)["steps"]  # a fifth of an even share
-    assert found == [[float(f"{1 / 5 / 17:.6g}")] * 4] * 3
+    even = torch.full((3, 4, 17, 17), 1 / 17)  # each map is shown up to three even shares
+    sharp = torch.zeros(3, 4, 17, 17).index_fill_(3, torch.tensor(5), 1.0)
+    found = module.packed([even, sharp], even[:, 0], 1 / 5)["steps"]
+    assert found == [[float(f"{3 / 5 / 17:.6g}")] * 4, [float(f"{1 / 17:.6g}")] * 4]
+    to_class = torch.zeros(3, 4, 17, 17).index_fill_(3, torch.tensor(0), 0.9) + 0.1 / 17
+    (steps,) = module.packed([to_class], even[:, 0], 1 / 50, first=1)["steps"]
+    assert steps == [pytest.approx(max((0.9 + 0.1 / 17) / 254.5, 3 / 17 / 50), rel=1e-4)] * 4
     model = VisionTransformer(28, 2, 1, 10, 16, 2, 2)
     pictures = torch.randint(256, (9, 1, 28, 28), dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"300 kB is the limit: send images\[:\d\]") as error:

@@ -244,17 +244,32 @@ def test_what_is_drawn_of_a_trained_vit_is_what_was_given():
     assert all(ax.patches[0].get_xy() == (0.5, 1.5) for ax in figure.axes)  # column 1, row 2
 
     photos, maps = [image(), image() + 1], {"signed": torch.tensor([[[-1.0, 2]], [[3, 0]]])}
-    figure = inspection_charts.maps_under_photos(photos, maps, even=5)
-    assert np.array_equal(shown(figure)[1].get_array(), photos[1][0])
-    assert [ax.get_xlabel() for ax in figure.axes[2:]] == ["10.0", "15.0"]
-    assert shown(figure)[2].get_clim() == (0, 2)  # below 0 is as 0
-    assert len(inspection_charts.maps_under_photos(None, maps).axes) == 2
+    for across in (True, False):
+        figure = inspection_charts.maps_beside_photos(
+            photos, maps, notes={"signed": ["a", "b"]}, frames=[(0, 1), (0, 0)], across=across
+        )
+        axes = np.array(figure.axes).reshape(2, 2)
+        axes = axes if across else axes.T  # a row is a photograph and its map
+        for (left, right), photo, found in zip(axes, photos, maps["signed"], strict=True):
+            assert np.array_equal(left.get_images()[0].get_array(), photo[0])
+            assert np.array_equal(right.get_images()[0].get_array(), found)
+            assert right.get_images()[0].get_clim() == (0, found.max())  # below 0 is as 0
+        assert [ax.get_xlabel() for ax in axes[:, 1]] == ["a", "b"]
+        assert [axes[i, k].patches[0].get_xy()[0] for i in (0, 1) for k in (0, 1)] == [
+            0.5, 0.5, -0.5, -0.5]  # fmt: skip
 
-    places = {"ours": {"a": [0, 5], "b": [4, 4]}}
-    figure = inspection_charts.same_parts({"a": image(), "b": image()}, places, (2, 3))
-    corners = [[frame.get_xy() for frame in ax.patches] for ax in figure.axes]
-    assert corners == [[(0, 0), (2, 1)], [(1, 1), (1, 1)]]  # (column, row)
-    assert [words(ax.texts) for ax in figure.axes] == [words(figure.axes[1].texts)] * 2
+    boxes = {"face": (torch.tensor([0, 1, 3, 4]), torch.tensor([2, 5]))}  # in a grid of 2 x 3
+    landings = {"trained": {"face": [2, 5, 5]}, "fresh": {"face": [0, 4, 3]}}
+    figure = inspection_charts.parts_found([image(), image() + 1], boxes, landings, (2, 3))
+    here, *there = figure.axes
+    assert [frame.get_bbox().bounds for frame in here.patches] == [(0, 0, 2, 2)]
+    for ax, squares in zip(
+        there, ([(2, 0), (2, 1), (2, 1)], [(0, 0), (1, 1), (0, 1)]), strict=True
+    ):
+        box, *landed = ax.patches
+        assert box.get_bbox().bounds == (2, 0, 1, 2)
+        assert [square.get_xy() for square in landed] == squares  # (column, row)
+    assert words(here.texts) == ["face"]
 
 
 def test_seeds_are_dots_and_their_means_strokes_or_lines():

@@ -122,6 +122,57 @@ def test_probe_of_positions_names_the_patch_as_long_as_there_are_positions():
 
 
 @torch.no_grad()
+def test_place_is_read_where_it_is_written_and_not_from_noise():
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(5)).float()  # (20, 2)
+    tokens = torch.randn(6, 20, 12, generator=draw())
+    written = tokens.clone()
+    written[..., :2] = 3 * places + 7
+    middle = (places - places.mean(0)).norm(dim=1).mean()
+    assert questions.place_error(written, places) < 0.2 < 0.8 * middle
+    assert questions.place_error(tokens, places) > 0.8 * middle
+
+
+def test_patches_in_a_box_are_those_it_covers():
+    assert questions.patches_in((1, 3, 0, 2), (32, 32)).tolist() == [32, 33, 64, 65]
+    assert questions.patches_in((0, 5, 28, 32), (8, 4)).tolist() == [3, 7]  # in part is enough
+
+
+def test_the_nearest_token_is_a_hit_in_the_right_part():
+    there = torch.eye(4)
+    here = torch.tensor([[0, 0, 2.0, 1], [5, 1, 0, 0], [0, 0, 1, 3]])
+    whole = torch.arange(4)
+    pairs = {"a": (whole[:2], whole[2:]), "b": (whole[2:3], whole[1:2])}
+    found = questions.nearest_in(here, there, pairs)
+    assert [(hits, nearest.tolist()) for hits, nearest in found.values()] == [(1, [2, 0]), (0, [3])]
+
+
+def test_colours_follow_on_from_layer_to_layer():
+    first = torch.randn(30, 8, generator=draw())
+    turned = first @ torch.linalg.qr(torch.randn(8, 8, generator=draw(1)))[0] * 3 + 5
+    one, same, other = questions.colours_by_depth([first, turned, first.flip(0)])
+    assert one.shape == (30, 3) and one.min() == 0 and one.max() == 1
+    assert_close(one, same, atol=1e-4, rtol=0)  # nothing moved among the tokens
+    assert (one - other).abs().mean() > 0.1
+    assert questions.colours_by_depth([torch.ones(30, 8)])[0].isfinite().all()
+
+
+def test_what_heads_write_adds_up_and_a_missing_head_is_as_if_it_wrote_nothing(model, x):
+    model.eval()
+    z = tokens_after_each_block(model, x)
+    written = questions.written_by_heads(model.blocks[0], z[0])  # (B, h, N+1, D)
+    block = model.blocks[0]
+    assert_close(written.sum(1) + block.attn.proj.bias, block.attn(block.norm1(z[0])))
+    changes = questions.change_without_heads(model.train(), x)
+    assert model.training and changes.shape == (2, 3)
+    with torch.no_grad():
+        model.eval()
+        halfway = z[0] + block.attn(block.norm1(z[0])) - written[:, 1]
+        after = model.blocks[1](halfway + block.mlp(block.norm2(halfway)))
+        cosine = F.cosine_similarity(model.norm(after)[:, 0], model.norm(z[-1])[:, 0], dim=-1)
+    assert changes[0, 1].item() == pytest.approx(1 - cosine.mean().item(), abs=1e-5)
+    assert changes.max() > 1e-3
+
+
 def test_accuracy_without_a_part_is_as_if_what_it_gathers_were_zero(model, data, images):
     """Without head i: of what all heads gathered, the i-th part of each token is zero."""
     labels = answers(model, data, images)  # all right, to begin

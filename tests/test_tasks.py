@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from helpers.data import mean_and_std
 from lab.task_trials import SETTINGS
-from lab.tasks import TASKS, make_task
+from lab.tasks import TASKS, learn_task, make_task
 
 
 def pictures(name, P, count=64):
@@ -114,3 +114,15 @@ def test_a_task_is_a_data_set_made_from_its_seed(name):
     assert torch.equal(again.train.images, data.train.images)
     assert not torch.equal(other.train.images, data.train.images)
     assert not torch.equal(data.validation.images, data.test.images)
+
+
+def test_a_small_vit_learns_a_task_and_its_start_is_kept():
+    task = make_task("place", train=512, test=64)
+    vit, start = learn_task(task, 2, epochs=1, seed=0, depth=1)
+    same, again = learn_task(task, 2, epochs=1, seed=0, depth=1)
+    assert not vit.training and not start.training
+    assert len(vit.blocks) == 1 and vit.patch_embed.grid_size == (4, 4)
+    assert torch.equal(vit.pos_embed, same.pos_embed) and torch.equal(
+        start.pos_embed, again.pos_embed
+    )
+    assert not torch.equal(vit.pos_embed, start.pos_embed)
