@@ -106,7 +106,8 @@ def accuracy_panels(panels, chance=None, title="", cols=2):
         ax.set(xlabel=xlabel, ylim=(0, 1.03))
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=9)
+    if max(len(lines) for _, lines in panels.values()) > 1:
+        axes[0, 0].legend(frameon=False, fontsize=9)
     figure.suptitle(title, size=10)
     return figure
 
