@@ -1,4 +1,4 @@
-"""lab/questions.py, lab/damage.py, lab/cnn.py: what a model knows, and what it can do without."""
+"""lab/questions.py, tokens.py, damage.py, cnn.py: what a model knows, and what it can spare."""
 
 import copy
 import math
@@ -13,6 +13,7 @@ from helpers.data import ImageData, Split, load
 from helpers.inspection import tokens_after_each_block
 from helpers.training import TrainConfig, fit, predict
 from lab import damage, questions
+from lab import tokens as lab_tokens
 from lab.cnn import SmallCNN
 from lab.questions import accuracy, partly_shown
 from tests.test_inspection import small, state
@@ -128,13 +129,13 @@ def test_place_is_read_where_it_is_written_and_not_from_noise():
     written = tokens.clone()
     written[..., :2] = 3 * places + 7
     middle = (places - places.mean(0)).norm(dim=1).mean()
-    assert questions.place_error(written, places) < 0.2 < 0.8 * middle
-    assert questions.place_error(tokens, places) > 0.8 * middle
+    assert lab_tokens.place_error(written, places) < 0.2 < 0.8 * middle
+    assert lab_tokens.place_error(tokens, places) > 0.8 * middle
 
 
 def test_patches_in_a_box_are_those_it_covers():
-    assert questions.patches_in((1, 3, 0, 2), (32, 32)).tolist() == [32, 33, 64, 65]
-    assert questions.patches_in((0, 5, 28, 32), (8, 4)).tolist() == [3, 7]  # in part is enough
+    assert lab_tokens.patches_in((1, 3, 0, 2), (32, 32)).tolist() == [32, 33, 64, 65]
+    assert lab_tokens.patches_in((0, 5, 28, 32), (8, 4)).tolist() == [3, 7]  # in part is enough
 
 
 def test_the_nearest_token_is_a_hit_in_the_right_part():
@@ -142,18 +143,18 @@ def test_the_nearest_token_is_a_hit_in_the_right_part():
     here = torch.tensor([[0, 0, 2.0, 1], [5, 1, 0, 0], [0, 0, 1, 3]])
     whole = torch.arange(4)
     pairs = {"a": (whole[:2], whole[2:]), "b": (whole[2:3], whole[1:2])}
-    found = questions.nearest_in(here, there, pairs)
+    found = lab_tokens.nearest_in(here, there, pairs)
     assert [(hits, nearest.tolist()) for hits, nearest in found.values()] == [(1, [2, 0]), (0, [3])]
 
 
 def test_colours_follow_on_from_layer_to_layer():
     first = torch.randn(30, 8, generator=draw())
     turned = first @ torch.linalg.qr(torch.randn(8, 8, generator=draw(1)))[0] * 3 + 5
-    one, same, other = questions.colours_by_depth([first, turned, first.flip(0)])
+    one, same, other = lab_tokens.colours_by_depth([first, turned, first.flip(0)])
     assert one.shape == (30, 3) and one.min() == 0 and one.max() == 1
     assert_close(one, same, atol=1e-4, rtol=0)  # nothing moved among the tokens
     assert (one - other).abs().mean() > 0.1
-    assert questions.colours_by_depth([torch.ones(30, 8)])[0].isfinite().all()
+    assert lab_tokens.colours_by_depth([torch.ones(30, 8)])[0].isfinite().all()
 
 
 def test_what_heads_write_adds_up_and_a_missing_head_is_as_if_it_wrote_nothing(model, x):
