@@ -81,7 +81,7 @@ def by_labels(results, chance):
 
     Lines join the means, dots are seeds. ValueError without a point, or for more than three names.
     """
-    styles = (("queries", "-o"), ("values", "--s"), ("keys", ":^"))
+    styles = (("queries", "-o"), ("values", "--s"), ("residual", "-.D"), ("keys", ":^"))
     ticks = sorted({count for by_count in results.values() for count in by_count})
     if not ticks or len(results) > len(styles):
         raise ValueError(

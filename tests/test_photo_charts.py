@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_named():
         (lambda: charts.beside(photos[:1], given, "ab"), "1 photographs for 2 pictures"),
         (lambda: charts.beside(photos, given, "abc"), "3 titles for 2 pictures"),
         (lambda: charts.in_a_row(given, "a"), "1 titles for 2 pictures"),
-        (lambda: charts.in_a_row([], []), "one or more of .rows, cols, 3. needed"),
+        (lambda: charts.in_a_row([], []), "one or more of .rows, cols, 3. or"),
         (lambda: charts.in_a_row([given[0][..., :2]], "a"), r"shapes \[\(3, 3, 2\)\] given"),
         (lambda: charts.in_a_row([given[0].reshape(-1)], "a"), r"shapes \[\(27,\)\] given"),
         (lambda: charts.likeness(np.ones(6), (0, 1)), r"shape \(6,\)"),
@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_named():
         (lambda: charts.likeness(np.ones((2, 3)), (0, -1)), r"the patch \(0, -1\)"),
         (lambda: charts.by_labels({}, 0.1), "0 names with 0 numbers"),
         (lambda: charts.by_labels({"a": {}}, 0.1), "1 names with 0 numbers"),
-        (lambda: charts.by_labels(dict.fromkeys("abcd", {1: [0.5]}), 0.1), "4 names .* 1 to 3"),
+        (lambda: charts.by_labels(dict.fromkeys("abcde", {1: [0.5]}), 0.1), "5 names .* 1 to 4"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
