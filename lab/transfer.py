@@ -182,10 +182,3 @@ POINTS = {
     for labels in LABELS
     for seed in range(3)
 }
-POINTS |= {  # what more time gives "tuned"
-    f"longer_20_seed_{seed}": (
-        "lab.transfer.transfer",
-        dict(way="tuned", labels=20, seed=seed, steps=200, lrs=(1e-3, 3e-3)),
-    )
-    for seed in range(3)
-}

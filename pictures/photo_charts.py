@@ -43,7 +43,7 @@ def in_a_row(pictures, titles, size=2.2):
 
 
 def fitting(pictures, **others):
-    """Pictures and maps as arrays. ValueError for other shapes, or unless all others are as many."""
+    """Pictures and maps as arrays. ValueError for other shapes and other lengths of others."""
     pictures = [np.asarray(picture) for picture in pictures]
     for name, given in others.items():
         if len(given) != len(pictures):
