@@ -250,7 +250,7 @@ def show(name, results):
         if "test" not in record:
             print(f"{record['point']:36} {record['seconds']:6.0f} s")
             continue
-        test = torch.tensor(record["test"], dtype=torch.float64).atleast_1d()
+        test = torch.atleast_1d(torch.tensor(record["test"], dtype=torch.float64))
         spread = f" +- {test.std():5.2%} over {len(test)} seeds" if len(test) > 1 else ""
         print(f"{record['point']:36} test {test.mean():6.2%}{spread}, "
               f"lr {record.get('lr')}, {record['seconds']:.0f} s")  # fmt: skip

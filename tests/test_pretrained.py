@@ -83,5 +83,7 @@ def test_without_a_network_one_line(nowhere, capsys):
 
 
 def test_make_and_the_readme_know_it():
-    assert "\npretrained: $(READY) ## " in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "\npretrained: $(READY) $(WEIGHTS) ## " in (ROOT / "Makefile").read_text(
+        encoding="utf-8"
+    )
     assert "| `make pretrained` |" in (ROOT / "README.md").read_text(encoding="utf-8")

