@@ -1,11 +1,14 @@
 """tools/pretrained.py with random weights in place of the download: no network."""
 
+import hashlib
 import urllib.error
+import urllib.request
 
 import pytest
 import torch
 from torchvision.models.vision_transformer import VisionTransformer
 
+from helpers.weights import fetch
 from tests.notebook_rules import ROOT
 from tests.peers import randomize
 from tools import pretrained
@@ -27,17 +30,18 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("VIT_DATA", str(tmp_path / "own"))
-    monkeypatch.setattr(pretrained, "DATA_FOLDER", tmp_path / "data")
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    monkeypatch.setattr(fetch, "DATA_FOLDER", tmp_path / "data")
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
     for folder in ("data", "own", "torch/hub/checkpoints"):
         (tmp_path / folder).mkdir(parents=True)
     return tmp_path
 
 
-def test_the_table_and_its_exit_status(monkeypatch, capsys):
+def test_the_table_and_its_exit_status(tmp_path, monkeypatch, capsys):
     seen, compare = [], pretrained.compare
     monkeypatch.setattr(pretrained, "vit_b_16", small)
-    monkeypatch.setattr(pretrained, "fetch", lambda: small(seed=1).state_dict())
+    torch.save(small(seed=1).state_dict(), tmp_path / "vit.pth")
+    monkeypatch.setattr(pretrained, "fetch", lambda name: tmp_path / "vit.pth")
     monkeypatch.setattr(pretrained, "compare", lambda *given: seen.append(given) or compare(*given))
     assert pretrained.main() == 0
     said = capsys.readouterr().out.splitlines()
@@ -62,23 +66,25 @@ def test_the_table_and_its_exit_status(monkeypatch, capsys):
 def test_a_file_that_is_here_needs_no_network(nowhere, monkeypatch, capsys):
     torch.save({"a": torch.ones(2)}, nowhere / "weights.pth")
     content = (nowhere / "weights.pth").read_bytes()
-    digest = pretrained.hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(pretrained, "FILE", f"vit-{digest[:8]}.pth")
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    published = fetch.TRAINED["vit-b16"]._replace(file=f"vit-{digest}.pth", sha256=digest)
+    monkeypatch.setitem(fetch.TRAINED, "vit-b16", published)
     for folder in ("data", "own", "torch/hub/checkpoints"):
-        path = nowhere / folder / pretrained.FILE
+        path = nowhere / folder / published.file
         path.write_bytes(content)
-        assert torch.equal(pretrained.fetch()["a"], torch.ones(2))
+        assert fetch.fetch("vit-b16") == path
         path.write_bytes(content[:-1])
         assert pretrained.main() == 1
         said = capsys.readouterr().err
-        assert str(path) in said and f"not {digest[:8]}" in said and said.count("\n") == 1
+        assert str(path) in said and f"not {digest}" in said and said.count("\n") == 1
         path.unlink()
 
 
 def test_without_a_network_one_line(nowhere, capsys):
     assert pretrained.main() == 1
-    said = capsys.readouterr().err.splitlines()[-1]  # torchvision may announce its download
-    assert said.startswith("make pretrained: could not download https://download.pytorch.org/")
+    said = capsys.readouterr().err
+    assert said.startswith("make pretrained: vit-b16 is not here") and said.count("\n") == 1
+    assert pretrained.WEIGHTS.url in said  # the address that torchvision itself has
     assert "no network" in said and str(nowhere / "data") in said
 
 

@@ -1,13 +1,10 @@
 """torchvision's ViT-B/16 in our model: make pretrained.
 
-Takes the file of weights from data/, from the folder VIT_DATA names or from torch.hub's folder, and
-otherwise downloads it there (330 MB, once, by torchvision). Its SHA-256 is checked each time. Both
+helpers.weights.fetch finds the file of weights, or downloads it (330 MB, once), and checks it. Both
 models, ours and torchvision's, then classify the photographs that come with the libraries, and
 every logit must agree to 1e-4. The exit status is 1 if one does not, or if there is no file.
 """
 
-import hashlib
-import os
 import sys
 from pathlib import Path
 
@@ -15,51 +12,13 @@ import torch
 from torchvision.models import ViT_B_16_Weights, vit_b_16
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helpers.data import DATA_FOLDER
 from helpers.plotting import sample_photo
 from helpers.weights import model_from
+from helpers.weights.fetch import fetch
 
 WEIGHTS = ViT_B_16_Weights.IMAGENET1K_V1
-FILE = WEIGHTS.url.rpartition("/")[2]  # vit_b_16-c867db91.pth: the SHA-256 begins with c867db91
 PHOTOS = ("china.jpg", "flower.jpg", "grace_hopper.jpg")
 TOLERANCE = 1e-4
-
-
-def places():
-    """The folders that are searched for FILE, in this order."""
-    own = [Path(os.environ["VIT_DATA"]).expanduser()] if os.environ.get("VIT_DATA") else []
-    return [DATA_FOLDER, *own, Path(torch.hub.get_dir()) / "checkpoints"]
-
-
-def check(path):
-    """ValueError unless the file's SHA-256 begins as its name says."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    wanted = path.stem.rpartition("-")[2]
-    if not digest.startswith(wanted):
-        raise ValueError(
-            f"{path} is not the published file, or not all of it: its SHA-256 begins with "
-            f"{digest[: len(wanted)]}, not {wanted}. Delete it and call again"
-        )
-
-
-def fetch():
-    """torchvision's state dict, from a file that is here or by a download.
-
-    ConnectionError if it cannot be downloaded, ValueError for a file that is not the published one.
-    """
-    for folder in places():
-        if (folder / FILE).is_file():
-            check(folder / FILE)
-            return torch.load(folder / FILE, map_location="cpu", weights_only=True)
-    try:
-        return WEIGHTS.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, no room, or another hash
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConnectionError(
-            f"could not download {WEIGHTS.url} ({reason}). Try again with a network, or put the "
-            f"file into {places()[0]}"
-        ) from error
 
 
 def compare(peer, photos, transforms):
@@ -76,8 +35,8 @@ def compare(peer, photos, transforms):
 def main():
     """Print the table -> exit status."""
     try:
-        state = fetch()
-    except (ConnectionError, ValueError) as error:
+        state = torch.load(fetch("vit-b16"), map_location="cpu", weights_only=True)
+    except (OSError, ValueError) as error:
         print(f"make pretrained: {error}", file=sys.stderr)
         return 1
     peer = vit_b_16()

