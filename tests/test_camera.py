@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from lab.real_vit import read_photo
 from pictures.camera import PhotoPicker
 from pictures.explorer import style_and_script
+from tests.browser import headless
 from tests.test_explorer import chromium, find, wait  # noqa: F401 (the fixture acts by being here)
 
 COLOURS = (200, 30, 30), (30, 30, 200)  # the left half, the right half
@@ -120,17 +120,8 @@ class Asking:
 @pytest.fixture(scope="module")
 def with_camera(tmp_path_factory):
     """A headless Chromium with a made-up camera, which needs nobody's leave."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here")
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (browser and driver):
-        pytest.skip("no chromium with its chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for name in ("headless=new no-sandbox disable-gpu no-first-run disable-background-networking "
-                 "use-fake-device-for-media-stream use-fake-ui-for-media-stream "
-                 f"user-data-dir={tmp_path_factory.mktemp('profile')}").split():  # fmt: skip
-        options.add_argument(f"--{name}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    more = ["use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"]
+    driver = headless(tmp_path_factory.mktemp("profile"), more)
     yield driver
     driver.quit()
 

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from helpers.model import VisionTransformer
 from lab.real_vit import as_pixels
 from pictures import explorer as module
 from pictures.explorer import explorer
+from tests.browser import headless
 from tests.notebook_rules import DEBRIS, MACHINE, REMOTE, ROOT
 
 BUILD = """
@@ -164,19 +164,10 @@ def test_what_does_not_fit_is_refused():
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
     """A headless Chromium to which nothing but this machine exists."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here")
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (browser and driver):
-        pytest.skip("no chromium with its chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for name in ("headless=new no-sandbox disable-gpu no-first-run disable-background-networking "
-                 "disable-component-update disable-sync window-size=1200,1000 "
-                 f"user-data-dir={tmp_path_factory.mktemp('profile')}").split():  # fmt: skip
-        options.add_argument(f"--{name}")
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    more = ["disable-component-update", "disable-sync", "window-size=1200,1000",
+            "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # fmt: skip
+    logs = {"goog:loggingPrefs": {"performance": "ALL", "browser": "ALL"}}
+    driver = headless(tmp_path_factory.mktemp("profile"), more, logs)
     yield driver
     driver.quit()
 
