@@ -25,7 +25,7 @@ from lab.transfer import NAMES, POINTS, features, photographs, some_of_each, tra
 from tests.peers import randomize
 
 SIZES = dict(embed_dim=12, depth=1, num_heads=2)
-WAYS = ("frozen", "tuned", "scratch")
+WAYS = ("frozen", "pixels", "tuned", "scratch")
 HOW = dict(img_size=14, steps=40, lrs=(1e-9, 0.4))
 
 
@@ -84,7 +84,7 @@ def test_a_way_learns_and_gives_the_same_again(tiny, way):
     assert json.loads(json.dumps(result)) == result == transfer(way, 5, 0, **HOW)
     assert result["images"] == {"validation": 80, "test": 80} and result["data"] == "colours"
     assert 0.4 < result["test"] <= 1 and 0.4 < result["validation"] <= 1  # chance: 0.1
-    if way != "frozen":
+    if way in module.RATES:
         assert result["lr"] == 0.4 and list(result["tried"]) == ["1e-09", "0.4"]
         assert result["validation"] == result["tried"]["0.4"] > result["tried"]["1e-09"]
 
@@ -99,7 +99,9 @@ def test_the_test_images_choose_nothing_and_are_looked_at_once(tiny, monkeypatch
 
     monkeypatch.setattr(module, "accuracy", watched)
     result = transfer(way, 5, 0, **HOW)
-    assert looks == {"frozen": [], "tuned": [False, False, True], "scratch": [True]}[way]
+    assert (
+        looks == {"frozen": [], "pixels": [], "tuned": [False, False, True], "scratch": [True]}[way]
+    )
 
     def mislabelled(img_size):
         data = colour_data(img_size)
@@ -123,14 +125,14 @@ def test_the_seed_decides_which_images_have_labels_the_same_for_all_ways(
     for way, seed in ((way, seed) for seed in (0, 1) for way in WAYS):
         transfer(way, 3, seed, **(HOW | dict(steps=2, lrs=(0.4,))))
     assert all(torch.bincount(few.labels).tolist() == [3] * 10 for few in labelled)
-    one, *same, other = (few.images[:, :, 0, 0] for few in labelled[:4])  # colours tell them apart
+    one, *same, other = (few.images[:, :, 0, 0] for few in labelled[:5])  # colours tell them apart
     assert all(torch.equal(one, found) for found in same) and not torch.equal(one, other)
     one, other = (start.patch_embed.proj.weight for start in starts)  # from scratch
     assert not torch.equal(one, other)
 
 
 def test_what_cannot_be_done_is_said(tiny, monkeypatch):
-    for way, labels, message in (("thawed", 1, "way 'thawed'.*frozen, tuned or scratch"),
+    for way, labels, message in (("thawed", 1, "way 'thawed'.*frozen, pixels, tuned or scratch"),
                                  ("frozen", 0, "0 labels of each class"),
                                  ("tuned", 9, "90 images asked for")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -185,9 +187,10 @@ def test_tuning_mirrors_some_images_and_its_seed_decides():
 
 
 def test_every_point_is_another_and_can_be_called():
-    assert len({json.dumps(arguments) for _, arguments in POINTS.values()}) == len(POINTS) == 36
+    assert len({json.dumps(arguments) for _, arguments in POINTS.values()}) == len(POINTS) == 51
     for name, (place, arguments) in POINTS.items():
         assert place == "lab.transfer.transfer" and inspect.signature(transfer).bind(**arguments)
+        name = name.replace("longer", "tuned")
         assert name == "{way}_{labels}_seed_{seed}".format(**arguments)
 
 
