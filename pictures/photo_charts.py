@@ -59,7 +59,7 @@ def fitting(pictures, **others):
 def likeness(cosines, patch):
     """The cosine (rows, cols) of one patch, (row, column), with each, in steps of 0.1.
 
-    What is below 0 is as 0. ValueError if no patch lies there.
+    What is below 0.5 is as 0.5. ValueError if no patch lies there.
     """
     cosines = np.asarray(cosines)
     if cosines.ndim != 2 or not (0 <= patch[0] < len(cosines) and 0 <= patch[1] < len(cosines[0])):
@@ -68,7 +68,7 @@ def likeness(cosines, patch):
             "and a row and a column from 0, needed"
         )
     figure, ax = plt.subplots(figsize=(2.9, 2.4), dpi=64, layout="constrained")
-    shown = ax.imshow(cosines.round(1), vmin=0, vmax=1)
+    shown = ax.imshow(cosines.round(1), vmin=0.5, vmax=1)
     corner = (patch[1] - 0.5, patch[0] - 0.5)
     ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=COLORS["wrong"], lw=1.5))
     ax.set(xticks=[], yticks=[])
@@ -79,9 +79,10 @@ def likeness(cosines, patch):
 def by_labels(results, chance):
     """Accuracy against labels of each class: {name: {labels: accuracies, one for each seed}}.
 
-    Lines join the means, dots are seeds. ValueError without a point, or for more than three names.
+    Lines join the means, dots are seeds. ValueError without a point, or for more than five names.
     """
-    styles = (("queries", "-o"), ("values", "--s"), ("residual", "-.D"), ("keys", ":^"))
+    styles = (("queries", "-o"), ("attention", "-.D"), ("values", "--s"), ("keys", ":^"),
+              ("residual", "--v"))  # fmt: skip
     ticks = sorted({count for by_count in results.values() for count in by_count})
     if not ticks or len(results) > len(styles):
         raise ValueError(
