@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from helpers.augmentation import normalize
 from helpers.inspection import token_similarity, tokens_after_each_block, visiting
@@ -258,6 +259,24 @@ def accuracy_when_shown(model, data, images, labels, shares, seed=0):
 
 
 # What the answer depends on, and how two such maps agree
+
+
+class Pointing(nn.Module):
+    """Logits: the cosine of the class token with that of each given image, images (n, C, H, W).
+
+    For a model without a head, so that what asks for the logit of a class can be asked of it.
+    """
+
+    def __init__(self, model, images):
+        super().__init__()
+        self.model = model
+        self.wanted = self.class_token(images).detach()  # (n, D)
+
+    def class_token(self, x):
+        return F.normalize(self.model.forward_features(x)[:, 0], dim=-1)  # (B, D)
+
+    def forward(self, x):
+        return self.class_token(x) @ self.wanted.T  # (B, n)
 
 
 @torch.no_grad()

@@ -57,12 +57,12 @@ def explorer(model, images, data, titles=None, layers=None, behind=None, limit=N
         maps = [found.float().cpu() for found in attention_maps(model, x)]  # L of (n, h, T, T)
         shares = model(x).float().cpu().softmax(dim=-1)  # (n, K)
     rollout = attention_rollout(maps)  # (n, T, T)
-    still = still_picture(images[0], maps, rollout, model)
     shown = torch.arange(rollout.shape[-1])  # the class token and the patches, no tokens between
     shown = shown[(shown < 1) | (shown >= model.num_prefix_tokens)]
     layers = list(range(1, len(maps) + 1)) if layers is None else list(layers)
     if not layers or not set(layers) <= set(range(1, len(maps) + 1)):
         raise ValueError(f"layers {layers} asked for, the model has 1 to {len(maps)}")
+    still = still_picture(images[0], maps, rollout, model, layers)
     maps = [maps[layer - 1][..., shown[:, None], shown] for layer in layers]
     rollout = rollout[..., shown[:, None], shown]
     names = data.classes if hasattr(model.head, "out_features") else ()  # without a head: none
@@ -176,11 +176,16 @@ def advice(n, size, limit):
     return "fewer layers, or a model with larger patches or fewer heads"
 
 
-def still_picture(image, maps, rollout, model):
-    """What the answer takes from the patches of the first image: mean of the heads, each layer."""
-    L = len(maps)
-    chosen = sorted({round(i) for i in np.linspace(0, L - 1, min(L, MOST_LAYERS))})
-    panels = [(f"layer {i + 1}", answer_mask(maps[i][0].mean(dim=0), model)) for i in chosen]
+def still_picture(image, maps, rollout, model, layers):
+    """What the answer takes from the patches of the first image: mean of the heads, each layer.
+
+    layers: those that can be chosen, from 1; of more than MOST_LAYERS as many, evenly spread.
+    """
+    n = len(layers)
+    chosen = [
+        layers[i] for i in sorted({round(i) for i in np.linspace(0, n - 1, min(n, MOST_LAYERS))})
+    ]
+    panels = [(f"layer {i}", answer_mask(maps[i - 1][0].mean(dim=0), model)) for i in chosen]
     panels.append(("rollout", answer_mask(rollout[0], model)))
     figure = Figure(figsize=(1.1 * (len(panels) + 1) + 0.2, 1.75), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)

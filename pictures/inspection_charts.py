@@ -188,12 +188,14 @@ def heads_at(photo, maps, query, title=""):
     return figure
 
 
-def maps_beside_photos(photos, kinds, title="", notes=None, frames=None, size=1.2, across=True):
+def maps_beside_photos(photos, kinds, title="", notes=None, frames=None, size=1.2, across=True,
+                       brightest=0):  # fmt: skip
     """Images uint8 (C, H, W), one a row, and beside each {name: maps (n, rows, cols)}.
 
     across=False: one image a column, its maps below it. Each map has a scale of its own, from 0
-    (what is below 0 is as 0) to its largest number. notes: {name: n texts}, written below the maps
-    of that name. frames: n places (row, column), framed in the image and in all its maps.
+    (what is below 0 is as 0) to its largest number; brightest=k: to that of rank k, counted from 0,
+    so that k squares do not darken the rest. notes: {name: n texts}, written below the maps of that
+    name. frames: n places (row, column), framed in the image and in all its maps.
     """
     kinds = {"": list(photos)} | kinds
     n, notes = len(kinds[""]), notes or {}
@@ -208,7 +210,10 @@ def maps_beside_photos(photos, kinds, title="", notes=None, frames=None, size=1.
             if not name:
                 draw_image(ax, found, extent=extent)
             else:
-                ax.imshow(np.asarray(found, dtype=float), vmin=0, interpolation="nearest")
+                found = np.asarray(found, dtype=float)
+                high = np.sort(found, axis=None)[-1 - brightest]
+                high = high if high > 0 else found.max()
+                ax.imshow(found, vmin=0, vmax=high, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             if name in notes:
                 ax.set_xlabel(notes[name][i], size=9, labelpad=2)
@@ -229,9 +234,10 @@ def parts_found(photos, boxes, landings, grid, title="", size=3.0):
 
     photos: two uint8 (C, H, W); boxes {part: (patches here, patches there)}, patches as numbers,
     row by row, in a grid of (rows, cols), each a full rectangle; landings {name: {part: patches
-    there}}: after the first photograph the second for each name, a square for every landing.
+    there}}: after the first photograph the second for each name, a square for every landing and
+    over it a dot, whose area is the number of patches that landed there.
     """
-    colors = ("queries", "class token", "keys", "values", "patches", "positions")
+    colors = ("queries", "class token", "patches", "values", "positions", "keys")
     here, there = photos
     n = len(landings) + 1
     figure, axes = plt.subplots(1, n, figsize=(size * n, size + 0.5), dpi=80, squeeze=False,
@@ -254,6 +260,11 @@ def parts_found(photos, boxes, landings, grid, title="", size=3.0):
             for patch in np.asarray(landed.get(part, []), dtype=int):
                 r, c = divmod(int(patch), grid[1])
                 ax.add_patch(Rectangle((c, r), 1, 1, fc=COLORS[color], ec="white", lw=0.6))
+            spots, counts = np.unique(
+                np.asarray(landed.get(part, []), dtype=int), return_counts=True
+            )
+            dots = {"c": COLORS[color], "ec": "white", "lw": 0.7, "zorder": 3}
+            ax.scatter(spots % grid[1] + 0.5, spots // grid[1] + 0.5, s=28 * counts, **dots)
         ax.set_title(name, size=9)
     figure.suptitle(title, size=10)
     return figure

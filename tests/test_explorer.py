@@ -113,6 +113,16 @@ def test_some_layers_and_pictures_of_the_tokens_can_be_sent():
         explorer(build("token"), images, data, layers=[4])
 
 
+def test_the_still_shows_the_layers_that_can_be_chosen(monkeypatch):
+    seen, draw = [], module.draw_image
+    monkeypatch.setattr(module, "draw_image", lambda ax, image: seen.append(ax) or draw(ax, image))
+    for layers in ([1, 3], None):
+        explorer(build("token"), images, data, layers=layers)
+    titles = [[other.get_title() for other in ax.figure.axes] for ax in seen]
+    assert titles[0] == ["image", "layer 1", "layer 3", "rollout"]
+    assert titles[1] == ["image", "layer 1", "layer 2", "layer 3", "rollout"]
+
+
 def test_a_photograph_comes_back_from_what_the_model_sees():
     mean, std = torch.tensor([0.4, 0.5, 0.6])[:, None, None], torch.tensor([0.2, 0.25, 0.3])
     photo = torch.randint(256, (3, 16, 16), dtype=torch.uint8).numpy()

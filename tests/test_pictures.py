@@ -258,6 +258,11 @@ def test_what_is_drawn_of_a_trained_vit_is_what_was_given():
         assert [axes[i, k].patches[0].get_xy()[0] for i in (0, 1) for k in (0, 1)] == [
             0.5, 0.5, -0.5, -0.5]  # fmt: skip
 
+    cut = {"cut": torch.tensor([[[-1.0, 2]], [[3, 1]]])}
+    figure = inspection_charts.maps_beside_photos(photos, cut, brightest=1)
+    limits = [ax.get_images()[0].get_clim() for ax in figure.axes[1::2]]
+    assert limits == [(0, 2), (0, 1)]  # -1 is no end of a scale; 3 is as 1
+
     boxes = {"face": (torch.tensor([0, 1, 3, 4]), torch.tensor([2, 5]))}  # in a grid of 2 x 3
     landings = {"trained": {"face": [2, 5, 5]}, "fresh": {"face": [0, 4, 3]}}
     figure = inspection_charts.parts_found([image(), image() + 1], boxes, landings, (2, 3))
@@ -269,6 +274,11 @@ def test_what_is_drawn_of_a_trained_vit_is_what_was_given():
         box, *landed = ax.patches
         assert box.get_bbox().bounds == (2, 0, 1, 2)
         assert [square.get_xy() for square in landed] == squares  # (column, row)
+        (dots,) = ax.collections  # as large as the patches that landed there are many
+        middles = dots.get_offsets() - 0.5
+        for (col, row), area in zip(middles, dots.get_sizes(), strict=True):
+            assert area == 28 * squares.count((int(col), int(row)))
+        assert len(middles) == len(set(squares))
     assert words(here.texts) == ["face"]
 
 

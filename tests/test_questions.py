@@ -321,6 +321,18 @@ def test_occlusion_is_the_fall_when_the_patch_is_grey(model, x):
         questions.occlusion_drop(model, x, labels, 4)
 
 
+def test_pointing_gives_the_cosine_of_class_tokens_and_its_own_is_a_summit(model, x):
+    pointing = questions.Pointing(model.eval(), x[:2])
+    tokens = model.forward_features(x)[:, 0]
+    expected = F.cosine_similarity(tokens[:, None], tokens[None, :2], dim=-1)  # (B, 2)
+    torch.testing.assert_close(pointing(x), expected)
+    assert not pointing.wanted.requires_grad
+    shown = x[:2].clone().requires_grad_(True)
+    own, other = pointing(shown).diagonal().sum(), pointing(shown)[0, 1]
+    flat, steep = (torch.autograd.grad(y, shown, retain_graph=True)[0].norm() for y in (own, other))
+    assert flat < 1e-4 * steep
+
+
 def test_rank_correlation_is_that_of_the_ranks():
     a = torch.tensor([[[10.0, 20, 20, 40]], [[1, 2, 3, 4]]])  # ranks 1, 2.5, 2.5, 4
     b = torch.tensor([[[1.0, 2, 3, 4]], [[9, 8, 7, -6]]])
