@@ -372,7 +372,7 @@ def test_setup_cell_alone_fetches_the_repository_once(run_setup_cell, remote, al
 
 
 def test_setup_cell_never_brings_another_torch():
-    assert re.findall(r"pip install (.*?)'", setup_cell("")) == ["-q torchinfo"]
+    assert re.findall(r"pip install (.*?)'", setup_cell("")) == ["-q torchinfo onnx"]
 
 
 @pytest.mark.parametrize("left", [".git/objects/half", "notes.txt", None])

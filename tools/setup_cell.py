@@ -12,7 +12,7 @@ if not root:  # opened alone, as on Colab: fetch the rest
     assert REPOSITORY, "no helpers/ here: open this notebook in a clone, or set REPOSITORY above"
     with TemporaryDirectory(dir=here, ignore_cleanup_errors=True) as part:  # named when whole
         fetch = f'git clone -q --depth=1 "{REPOSITORY}" {Path(part).name}/clone'
-        fetch += f' && "{sys.executable}" -m pip install -q torchinfo'
+        fetch += f' && "{sys.executable}" -m pip install -q torchinfo onnx'
         failed, said = subprocess.getstatusoutput(fetch, encoding="utf-8", errors="replace")
         *_, why = said.split("\n")
         assert not failed, f"{why}: check the network and git, then run this cell again"
