@@ -57,7 +57,7 @@ def fitting(pictures, **others):
 
 
 def likeness(cosines, patch):
-    """The cosine (rows, cols) of one patch, (row, column), with each, in steps of 0.1.
+    """The cosine (rows, cols) of one patch, (row, column), with each, in ten colours.
 
     What is below 0.5 is as 0.5. ValueError if no patch lies there.
     """
@@ -68,7 +68,7 @@ def likeness(cosines, patch):
             "and a row and a column from 0, needed"
         )
     figure, ax = plt.subplots(figsize=(2.9, 2.4), dpi=64, layout="constrained")
-    shown = ax.imshow(cosines.round(1), vmin=0.5, vmax=1)
+    shown = ax.imshow(cosines, cmap=plt.get_cmap("viridis", 10), vmin=0.5, vmax=1)
     corner = (patch[1] - 0.5, patch[0] - 0.5)
     ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=COLORS["wrong"], lw=1.5))
     ax.set(xticks=[], yticks=[])
